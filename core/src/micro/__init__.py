@@ -1,0 +1,1 @@
+"""Micro: a framework for distributed systems."""

@@ -1,0 +1,1 @@
+"""The embedded defaults, each loaded when its scheme is selected."""

@@ -1,0 +1,241 @@
+"""What client, server and transports share: a call, its reply, its context, errors on the wire."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
+from typing import TypeAlias
+
+import msgspec
+
+from micro.errors import (
+    BY_NAME,
+    AlreadyExists,
+    Cancelled,
+    DeadlineExceeded,
+    EndpointNotFound,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    MicroError,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+    Unknown,
+    UnsupportedContentType,
+)
+
+#: What a transport moves: an encoded message.
+Body: TypeAlias = bytes
+
+
+class Call(msgspec.Struct, kw_only=True):
+    """One request as it travels.
+
+    ``endpoint`` is ``Handler.Method``; ``metadata`` has lower-case names; ``deadline`` is a moment of
+    ``time.monotonic()``. ``id`` and ``peer`` (the caller's address) are known on the server.
+    """
+
+    service: str
+    endpoint: str
+    content_type: str = "application/json"
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    deadline: float | None = None
+    id: str = ""
+    peer: str = ""
+
+
+class Reply(msgspec.Struct, kw_only=True):
+    """The answer to a call."""
+
+    body: Body
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+#: Answers a call, or raises a MicroError.
+Handler: TypeAlias = Callable[[Call, Body], Awaitable[Reply]]
+#: Wraps a handler; the same on client and server.
+Middleware: TypeAlias = Callable[[Handler], Handler]
+
+
+def compose(middleware: Iterable[Middleware], handler: Handler) -> Handler:
+    """``handler`` inside its middleware; the first is outermost. Done once, at start."""
+    for wrap in reversed(tuple(middleware)):
+        handler = wrap(handler)
+    return handler
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """The call that runs now, for code of its handler.
+
+    ``deadline`` is a moment of ``time.monotonic()``; what is put into ``reply_metadata`` goes to the
+    caller with the reply.
+    """
+
+    id: str
+    peer: str
+    service: str
+    endpoint: str
+    metadata: Mapping[str, str]
+    deadline: float | None
+    reply_metadata: dict[str, str]
+
+
+_current: ContextVar[Context] = ContextVar("micro.context")
+#: What a call made inside a handler takes over from the handler's own; never credentials.
+INHERITED = ("traceparent", "baggage")
+
+
+def context() -> Context:
+    """The context of the call that is being handled.
+
+    Raises:
+        LookupError: outside of a handler.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise LookupError("micro.context() is for code that runs inside a handler") from None
+
+
+def current() -> Context | None:
+    """As ``context()``, but None outside of a handler."""
+    return _current.get(None)
+
+
+def enter(call: Call) -> Context:
+    """Make ``call`` the current one of this task."""
+    entered = Context(
+        id=call.id,
+        peer=call.peer,
+        service=call.service,
+        endpoint=call.endpoint,
+        metadata=call.metadata,
+        deadline=call.deadline,
+        reply_metadata={},
+    )
+    _current.set(entered)
+    return entered
+
+
+# -- metadata ---------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,256}")
+_FORBIDDEN = re.compile(r"[\r\n\x00]")
+_RESERVED = frozenset(
+    "accept accept-encoding connection content-encoding content-length content-type date expect host"
+    " keep-alive origin proxy-connection te timeout trailer transfer-encoding upgrade user-agent".split()
+)
+_RESERVED_PREFIXES = ("micro-", "x-micro-", "proxy-", "sec-")
+#: Most bytes of one metadata value.
+METADATA_VALUE = 8 * 1024
+
+
+def reserved(name: str) -> bool:
+    """Whether a lower-case metadata name belongs to the protocol; callers can neither set nor see it."""
+    return name in _RESERVED or name.startswith(_RESERVED_PREFIXES)
+
+
+def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """``metadata`` with lower-case names.
+
+    Raises:
+        InvalidArgument: a name or value cannot travel, is reserved, or is over 8 KiB.
+    """
+    checked: dict[str, str] = {}
+    for name, value in metadata.items():
+        lower = name.lower()
+        if not _NAME.fullmatch(lower):
+            raise InvalidArgument(f"metadata name {name[:80]!r}: letters, digits and - _ . only")
+        if reserved(lower):
+            raise InvalidArgument(f"metadata name {name!r} is reserved for the protocol")
+        if _FORBIDDEN.search(value) or value != value.strip(" \t"):
+            raise InvalidArgument(
+                f"metadata {name!r}: a value has no CR, LF or NUL, and no blank at its ends"
+            )
+        if len(value.encode("utf-8", "surrogatepass")) > METADATA_VALUE:
+            raise TooLarge(f"metadata {name!r} is over {METADATA_VALUE} bytes")
+        checked[lower] = value
+    return checked
+
+
+# -- errors on the wire -----------------------------------------------------------------------------
+# Go Micro's form: {"id":"helloworld","code":400,"detail":"...","status":"Bad Request"}. "kind" is
+# ours: the name of our class, which Go's parser ignores and which keeps the sixteen codes apart.
+
+_DETAIL = 4096
+_PHRASES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    408: "Request Timeout",
+    409: "Conflict",
+    412: "Precondition Failed",
+    413: "Request Entity Too Large",
+    415: "Unsupported Media Type",
+    429: "Too Many Requests",
+    499: "Client Closed Request",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+}
+_BY_STATUS: dict[int, type[MicroError]] = {
+    400: InvalidArgument,
+    401: Unauthenticated,
+    403: PermissionDenied,
+    404: NotFound,
+    408: DeadlineExceeded,
+    409: AlreadyExists,
+    412: FailedPrecondition,
+    413: TooLarge,
+    415: UnsupportedContentType,
+    429: ResourceExhausted,
+    499: Cancelled,
+    500: Internal,
+    501: Unimplemented,
+    503: Unavailable,
+}
+#: What Go Micro's own server says when a handler or a method is missing.
+_GO_NOT_FOUND = ("rpc: can't find service ", "rpc: can't find method ")
+_GO_ILL_FORMED = "rpc: service/endpoint request ill-formed"
+
+
+class _WireError(msgspec.Struct):
+    id: str = ""
+    code: int = 0
+    detail: str = ""
+    status: str = ""
+    kind: str = ""
+
+
+def encode_error(error: MicroError, *, id: str) -> str:
+    """The JSON of an error, ASCII only so that it fits a header. ``id`` names who raises it."""
+    fields = {
+        "id": error.id or id,
+        "code": error.status,
+        "detail": error.detail[:_DETAIL],
+        "status": _PHRASES[error.status],
+        "kind": type(error).__name__,
+    }
+    return json.dumps({name: value for name, value in fields.items() if value}, separators=(",", ":"))
+
+
+def decode_error(text: str) -> MicroError:
+    """The error that a peer sent: our form, Go Micro's, or the plain text of a Go handler."""
+    try:
+        wire = msgspec.json.decode(text, type=_WireError)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        if text.startswith(_GO_NOT_FOUND):
+            return EndpointNotFound(text, remote=True)
+        if text.startswith(_GO_ILL_FORMED):
+            return InvalidArgument(text, remote=True)
+        return Unknown(text[:_DETAIL], remote=True)
+    kind = BY_NAME.get(wire.kind) or _BY_STATUS.get(wire.code, Unknown)
+    return kind(wire.detail[:_DETAIL] or wire.status, id=wire.id, remote=True)

@@ -1,0 +1,176 @@
+"""Codecs: how a message becomes bytes, by content type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from micro.errors import DecodeError, InvalidArgument, UnsupportedContentType
+
+#: Most levels of objects and arrays in one JSON message.
+JSON_DEPTH = 64
+#: Most values in one JSON message.
+JSON_ITEMS = 100_000
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_LONG_INTEGER = re.compile(rb"[0-9]{19}")
+_untyped = msgspec.json.Decoder()
+_encode = msgspec.json.Encoder().encode
+
+
+class Codec(Protocol):
+    """One form of messages on the wire."""
+
+    content_type: str
+
+    def encode(self, value: object) -> bytes:
+        """The bytes of ``value``.
+
+        Raises:
+            InvalidArgument: a type that this form cannot hold.
+        """
+        ...
+
+    def decoder(self, shape: Any) -> Callable[[bytes], Any]:
+        """A function from bytes to ``shape``, made once and used for every message.
+
+        The function raises DecodeError, and nothing else, for bytes that do not fit.
+        """
+        ...
+
+
+class JSON:
+    """Strict JSON: what two parsers could understand differently is refused.
+
+    Refused are duplicate names, numbers outside of 64 bits, NaN, more than 64 levels or 100,000
+    values, lone surrogates, anything but UTF-8. Unknown fields are ignored, a missing one without a
+    default is an error. An empty body is ``{}``.
+    """
+
+    content_type = "application/json"
+
+    def encode(self, value: object) -> bytes:
+        try:
+            return b"{}" if value is None else _encode(value)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise InvalidArgument(f"not a JSON message: {exc}") from exc
+
+    def decoder(self, shape: Any) -> Callable[[bytes], Any]:
+        decode = msgspec.json.Decoder(shape).decode
+
+        def strict(body: bytes) -> Any:
+            try:
+                _refuse_ambiguous(body)
+                return decode(body or b"{}")
+            except RecursionError:
+                raise DecodeError(f"the JSON has more than {JSON_DEPTH} levels") from None
+            except UnicodeDecodeError as exc:
+                raise DecodeError(f"the JSON is not UTF-8 (byte {exc.start})") from None
+            except msgspec.ValidationError as exc:
+                raise DecodeError(str(exc)) from None
+            except msgspec.DecodeError as exc:
+                end = f" (after {len(body)} bytes)" if "truncated" in str(exc) else ""
+                raise DecodeError(f"{exc}{end}") from None
+
+        return strict
+
+
+class Raw:
+    """Bytes as they are."""
+
+    content_type = "application/octet-stream"
+
+    def encode(self, value: object) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        raise InvalidArgument(f"{self.content_type} holds bytes, not {type(value).__name__}")
+
+    def decoder(self, shape: Any) -> Callable[[bytes], Any]:
+        def same(body: bytes) -> bytes:
+            if shape in (bytes, Any):
+                return body
+            raise DecodeError(f"{self.content_type} gives bytes, not {shape}; send JSON")
+
+        return same
+
+
+_CODECS: dict[str, Codec] = {codec.content_type: codec for codec in (JSON(), Raw())}
+
+
+def codec_for(content_type: str) -> Codec:
+    """The codec of a content type; its parameters (``; charset=utf-8``) are ignored.
+
+    Raises:
+        UnsupportedContentType: none is known; the text names those that are.
+    """
+    found = _CODECS.get(content_type)
+    if found is None:
+        found = _CODECS.get(content_type.partition(";")[0].strip().lower())
+    if found is None:
+        known = ", ".join(_CODECS)
+        raise UnsupportedContentType(f"content type {content_type!r} is not one of {known}")
+    return found
+
+
+def _refuse_ambiguous(body: bytes) -> None:
+    """What msgspec lets pass and two parsers could read differently, or what costs too much.
+
+    The common message is settled by counting bytes; only what that leaves open is parsed again.
+    """
+    if not body.isascii():
+        body.decode()
+    brackets = body.count(b"{") + body.count(b"[")
+    if brackets + body.count(b",") > JSON_ITEMS:
+        _refuse_many(body)
+    colons = body.count(b":")
+    if _LONG_INTEGER.search(body) or (colons > 1 and b"\\u" in body):
+        _refuse_deep(_untyped.decode(body), JSON_DEPTH)
+        _parse_again(body)
+    elif colons > 1 or brackets > JSON_DEPTH:
+        tree = _untyped.decode(body)
+        if brackets > JSON_DEPTH:
+            _refuse_deep(tree, JSON_DEPTH)
+        if _encode(tree).count(b":") != colons:
+            # msgspec keeps the last of equal names: one was dropped between reading and writing.
+            _parse_again(body)
+
+
+def _refuse_many(body: bytes) -> None:
+    bare = _STRING.sub(b"", body)
+    if bare.count(b"{") + bare.count(b"[") + bare.count(b",") > JSON_ITEMS:
+        raise DecodeError(f"the JSON has more than {JSON_ITEMS:,} values")
+
+
+def _refuse_deep(tree: Any, levels: int) -> None:
+    if isinstance(tree, dict | list):
+        if not levels:
+            raise DecodeError(f"the JSON has more than {JSON_DEPTH} levels")
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            _refuse_deep(item, levels - 1)
+
+
+def _parse_again(body: bytes) -> None:
+    """Settle with the standard library's parser, which shows every name and every number."""
+    import json
+
+    try:
+        json.loads(body, object_pairs_hook=_distinct, parse_int=_int64)
+    except json.JSONDecodeError:
+        return  # malformed: the decoder says where
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise DecodeError(f"the JSON has the name {name[:80]!r} twice in one object")
+        seen.add(name)
+
+
+def _int64(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise DecodeError(f"the number {digits[:24]}... does not fit 64 bits")
+    return 0

@@ -1,0 +1,114 @@
+"""How a backend is named and configured: ``scheme://user:secret@a:1,b:2/namespace?option=value``."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+
+from micro.errors import ConfigError
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)?")
+
+
+def seconds(text: str, what: str) -> float:
+    """The seconds that ``text`` means: ``5s``, ``1m``, ``250ms``, ``1h``, or a plain number.
+
+    ``what`` names the setting in the ConfigError that anything else gets.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{what}: {text!r} is not a duration; write 5s, 1m, 250ms or seconds")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def suggestion(word: str, known: tuple[str, ...]) -> str:
+    """The end of an error text: the nearest known word, or all of them."""
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known are {', '.join(sorted(known))}" if known else "; it takes none"
+
+
+class URL(msgspec.Struct, frozen=True, kw_only=True):
+    """The address and the options of a backend.
+
+    ``hosts`` are kept in order, ``path`` is the namespace without its slashes, ``source`` says where
+    the setting came from (``--registry``, ``MICRO_REGISTRY``, ``code``), for errors. The password
+    is in no text of it.
+
+    >>> URL.parse("etcd://user:secret@a:2379,b:2379/prod?timeout=2")
+    etcd://user:***@a:2379,b:2379/prod?timeout=2
+    """
+
+    scheme: str
+    hosts: tuple[str, ...] = ()
+    path: str = ""
+    query: tuple[tuple[str, str], ...] = ()
+    username: str = ""
+    password: str = ""
+    source: str = "code"
+
+    @classmethod
+    def parse(cls, text: str, *, source: str = "code") -> URL:
+        """Read a URL; a bare word is that scheme with its defaults.
+
+        Raises:
+            ConfigError: it is not a URL; the text of the error names ``source`` and no secret.
+        """
+        scheme, _, rest = text.strip().partition("://")
+        if not _SCHEME.fullmatch(scheme):
+            shown = f"{scheme!r}" if "@" not in scheme else "the text"
+            raise ConfigError(
+                f"{source}: {shown} is not the scheme of a backend; "
+                "write it as memory, mdns or scheme://host:port"
+            )
+        rest, _, query = rest.partition("?")
+        authority, _, path = rest.partition("/")
+        login, _, hosts = authority.rpartition("@")
+        username, _, password = login.partition(":")
+        return cls(
+            scheme=scheme,
+            hosts=tuple(host for host in hosts.split(",") if host),
+            path=unquote(path).strip("/"),
+            query=tuple(parse_qsl(query, keep_blank_values=True)),
+            username=unquote(username),
+            password=unquote(password),
+            source=source,
+        )
+
+    def options(self, shape: type[S]) -> S:
+        """The query as ``shape``: numbers, booleans and durations (a float field) are converted.
+
+        Raises:
+            ConfigError: an option is unknown or its value does not fit; names ``source``.
+        """
+        fields = {field.name: field for field in msgspec.structs.fields(shape)}
+        values: dict[str, Any] = {}
+        for name, text in self.query:
+            known = fields.get(name)
+            where = f"{self.source}: {self.scheme}: option {name!r}"
+            if known is None:
+                hint = suggestion(name, tuple(fields))
+                raise ConfigError(f"{self.source}: {self.scheme}: unknown option {name!r}{hint}")
+            values[name] = seconds(text, where) if known.type is float else text
+        try:
+            return msgspec.convert(values, shape, strict=False)
+        except msgspec.ValidationError as exc:
+            raise ConfigError(f"{self.source}: {self.scheme}: {exc}") from None
+
+    def __str__(self) -> str:
+        login = self.username + (":***" if self.password else "")
+        authority = (f"{login}@" if login else "") + ",".join(self.hosts)
+        path = f"/{self.path}" if self.path else ""
+        query = "&".join(f"{name}={value}" for name, value in self.query)
+        return f"{self.scheme}://{authority}{path}" + (f"?{query}" if query else "")
+
+    __repr__ = __str__
