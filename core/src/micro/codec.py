@@ -16,7 +16,9 @@ JSON_DEPTH = 64
 JSON_ITEMS = 100_000
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_LONG_INTEGER = re.compile(rb"[0-9]{19}")
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_INTEGER = b"0" * 19
+_DEEP_LINE = b"\n" + b" " * JSON_DEPTH
 _untyped = msgspec.json.Decoder()
 _encode = msgspec.json.Encoder().encode
 
@@ -126,16 +128,13 @@ def _refuse_ambiguous(body: bytes) -> None:
     if brackets + body.count(b",") > JSON_ITEMS:
         _refuse_many(body)
     colons = body.count(b":")
-    if _LONG_INTEGER.search(body) or (colons > 1 and b"\\u" in body):
-        _refuse_deep(_untyped.decode(body), JSON_DEPTH)
+    if brackets > JSON_DEPTH and _DEEP_LINE in msgspec.json.format(body, indent=1):
+        _refuse_deep([_untyped.decode(body)], JSON_DEPTH + 1)
+    if _LONG_INTEGER in body.translate(_DIGITS_TO_ZERO) or (colons > 1 and b"\\u" in body):
         _parse_again(body)
-    elif colons > 1 or brackets > JSON_DEPTH:
-        tree = _untyped.decode(body)
-        if brackets > JSON_DEPTH:
-            _refuse_deep(tree, JSON_DEPTH)
-        if _encode(tree).count(b":") != colons:
-            # msgspec keeps the last of equal names: one was dropped between reading and writing.
-            _parse_again(body)
+    elif colons > 1 and _encode(_untyped.decode(body)).count(b":") != colons:
+        # msgspec keeps the last of equal names: one was dropped between reading and writing.
+        _parse_again(body)
 
 
 def _refuse_many(body: bytes) -> None:
@@ -145,10 +144,10 @@ def _refuse_many(body: bytes) -> None:
 
 
 def _refuse_deep(tree: Any, levels: int) -> None:
-    if isinstance(tree, dict | list):
-        if not levels:
-            raise DecodeError(f"the JSON has more than {JSON_DEPTH} levels")
-        for item in tree.values() if isinstance(tree, dict) else tree:
+    if not levels and isinstance(tree, (dict, list)):
+        raise DecodeError(f"the JSON has more than {JSON_DEPTH} levels")
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(item, (dict, list)):
             _refuse_deep(item, levels - 1)
 
 

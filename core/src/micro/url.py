@@ -105,6 +105,8 @@ class URL(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"{self.source}: {self.scheme}: {exc}") from None
 
     def __str__(self) -> str:
+        if not (self.hosts or self.path or self.query):
+            return self.scheme
         login = self.username + (":***" if self.password else "")
         authority = (f"{login}@" if login else "") + ",".join(self.hosts)
         path = f"/{self.path}" if self.path else ""

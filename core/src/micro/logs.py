@@ -1,0 +1,49 @@
+"""How log lines look: one line an event, coloured on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+from micro.errors import ConfigError
+
+_LEVELS = ("debug", "info", "warning", "error")
+_COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31"}
+
+
+class LineFormatter(logging.Formatter):
+    """``12:00:01.123 INFO  micro.service  text``; a line break in the text cannot forge a line."""
+
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        text = text.replace("\r", "\\r").replace("\n", "\\n")
+        level = f"{record.levelname:<7}"
+        if self._colour:
+            level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
+        moment = f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03d}"
+        line = f"{moment} {level} {record.name}  {text}"
+        if record.exc_info:
+            line = f"{line}\n{self.formatException(record.exc_info)}"
+        return line
+
+
+def configure(level: str, *, source: str, stream: TextIO | None = None) -> None:
+    """Send the logs of this process to ``stream`` (stderr), unless the program has set up its own.
+
+    Raises:
+        ConfigError: no such level; the text names ``source``.
+    """
+    if level.lower() not in _LEVELS:
+        raise ConfigError(f"{source}: log level {level!r}: write one of {', '.join(_LEVELS)}")
+    root = logging.getLogger()
+    if not root.handlers:
+        stream = stream or sys.stderr
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(LineFormatter(colour=stream.isatty()))
+        root.addHandler(handler)
+    logging.getLogger("micro").setLevel(level.upper())

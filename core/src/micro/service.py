@@ -1,0 +1,441 @@
+"""A service: its backends, its server and its client, from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import random
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from micro.backend import Backend
+from micro.call import Middleware
+from micro.client import Client
+from micro.errors import Closed, ConfigError, MicroError
+from micro.logs import configure
+from micro.plugins import Plugins
+from micro.registry import Node, Registry, check_node, check_service
+from micro.server import Server
+from micro.settings import Settings, usage
+from micro.transport import Limits, Listener, Transport
+
+log = logging.getLogger("micro.service")
+
+B = TypeVar("B", bound=Backend[Any])
+Lifespan = Callable[["Service"], AbstractAsyncContextManager[None]]
+
+#: Seconds that a stopping service still serves, at most, until its callers know that it goes.
+_PROPAGATION = 2.0
+#: Seconds that calls have to end once nothing new is taken.
+_GRACE = 7.0
+
+
+class Service:
+    """A named service: handlers that it serves, and a client for others.
+
+    ``registry`` and ``transport`` are URLs, which the environment and flags override, or objects,
+    which nothing overrides. Times are in seconds. ``middleware`` wraps the calls that come in,
+    ``client_middleware`` those that go out; the first is outermost. ``lifespan(service)`` brackets the
+    handlers: entered before the service is registered, left when its calls have ended.
+
+    Making it does no I/O. ``async with service`` reads the environment and runs it inside of a
+    program of yours; ``service.run()`` is the program.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        registry: Registry | str | None = None,
+        transport: Transport | str | None = None,
+        version: str | None = None,
+        id: str | None = None,
+        address: str | None = None,
+        advertise: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        register_ttl: float | None = None,
+        register_interval: float | None = None,
+        request_timeout: float | None = None,
+        middleware: Iterable[Middleware] = (),
+        client_middleware: Iterable[Middleware] = (),
+        lifespan: Lifespan | None = None,
+        plugins: Plugins | None = None,
+    ) -> None:
+        self.name = check_service(name)
+        self._given = _Code(
+            registry=registry,
+            transport=transport,
+            version=version,
+            id=id,
+            address=address,
+            advertise=advertise,
+            metadata=dict(metadata or {}),
+            register_ttl=register_ttl,
+            register_interval=register_interval,
+            request_timeout=request_timeout,
+        )
+        self._middleware = tuple(middleware)
+        self._lifespan = lifespan
+        self._plugins = plugins or Plugins()
+        self._server = Server(name)
+        self._running: _Running | None = None
+        self._stack = AsyncExitStack()
+        self.client: Final = Client(self._means, middleware=client_middleware)
+        #: ``client.call``, which see.
+        self.call: Final = self.client.call
+
+    def handle(self, handler: object, *, name: str | None = None) -> None:
+        """Serve the public methods of ``handler``: method ``say_hello`` of class ``Greeter`` is the
+        endpoint ``Greeter.SayHello``. ``name`` stands for the class's name.
+
+        Raises:
+            ConfigError: a method cannot be an endpoint, or the endpoint exists; lists every problem.
+        """
+        if self._running is not None:
+            raise ConfigError(f"{self.name}: add handlers before the service starts")
+        self._server.handle(handler, name=name)
+
+    async def __aenter__(self) -> Service:
+        """Read the environment, open, serve, register.
+
+        Raises:
+            ConfigError: a setting is wrong; the text says where it came from.
+            Unavailable: a backend cannot be reached.
+        """
+        await self._stack.enter_async_context(self.opened(Settings()))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._stack.aclose()
+
+    @asynccontextmanager
+    async def opened(self, settings: Settings) -> AsyncIterator[Service]:
+        """As ``async with service``, with these settings instead of the environment's."""
+        if self._running is not None:
+            raise ConfigError(f"{self.name}: the service is running already")
+        running = _Running(self.name, self._given, settings, self._plugins)
+        async with AsyncExitStack() as stack:
+            self._running = running
+            stack.callback(self._closed)
+            stack.push_async_callback(running.aclose)
+            stack.push_async_callback(self.client.aclose)
+            await running.open_given()
+            if self._lifespan is not None:
+                await stack.enter_async_context(self._lifespan(self))
+            if self._server.endpoints():
+                await stack.enter_async_context(self._serving(running))
+            yield self
+
+    def run(self, args: Sequence[str] | None = None) -> None:
+        """Be the program: flags (``sys.argv`` by default), environment, serve until a signal.
+
+        SIGTERM or SIGINT drains and returns; a second one stops at once. A wrong setting, or a
+        backend that cannot be reached, ends the process with a text and status 2 or 1.
+        """
+        try:
+            settings = Settings(sys.argv[1:] if args is None else args)
+            if settings.wants_help:
+                print(usage(sys.argv[0]))
+                return
+            level = settings.text("log_level", None, "info")
+            configure(level.text, source=level.source)
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                status = runner.run(self._until_signal(settings))
+        except MicroError as exc:
+            print(f"{self.name}: {exc}", file=sys.stderr)
+            raise SystemExit(2 if isinstance(exc, ConfigError) else 1) from None
+        if status:
+            raise SystemExit(status)
+
+    async def _until_signal(self, settings: Settings) -> int:
+        """Serve until a signal; the status to exit with, 0 after a whole drain."""
+        stopping = _Stopping()
+        try:
+            async with self.opened(settings):
+                stopping.started = True
+                await stopping.asked.wait()
+        except asyncio.CancelledError:
+            if not stopping.forced_by:
+                raise
+            log.warning("%s: stopped at once", self.name)
+            return 128 + stopping.forced_by
+        finally:
+            stopping.close()
+        log.info("%s: stopped", self.name)
+        return 0
+
+    def _means(self) -> _Running:
+        if self._running is None:
+            raise Closed(f"service {self.name!r} is not open; use it inside 'async with service'")
+        return self._running
+
+    def _closed(self) -> None:
+        self._running = None
+
+    @asynccontextmanager
+    async def _serving(self, running: _Running) -> AsyncIterator[None]:
+        registry, transport = await running.registry(), await running.transport()
+        listener = await self._listen(running, transport)
+        try:
+            node = self._node(running, listener.address, transport, registry)
+            registration = _Registration(registry, node, running.register_ttl, running.interval)
+            await registration.start()
+            self._server.ready = True
+            log.info("%s: serving at %s, registered with %s", self.name, node.address, registry.url)
+            try:
+                yield
+            finally:
+                self._server.ready = False
+                await self._leave(registration, listener, registry)
+        finally:
+            await listener.aclose()
+            self._server.close()
+
+    async def _leave(
+        self, registration: _Registration, listener: Listener, registry: Registry
+    ) -> None:
+        """Leave so that no call fails: tell all, serve those who have not heard, end what runs."""
+        wait = min(registry.features.converge, _PROPAGATION)
+        log.info("%s: stopping; serving %g s more until callers know (again to force)", self.name, wait)
+        await registration.stop()
+        await asyncio.sleep(wait)
+        await listener.drain(_GRACE)
+
+    async def _listen(self, running: _Running, transport: Transport) -> Listener:
+        given = running.address
+        if transport.features.multi_process and not _is_loopback(given.text):
+            if not running.insecure:
+                raise ConfigError(
+                    f"{given.source}: server_address {given.text} can be reached from other machines, "
+                    "without TLS; listen at 127.0.0.1, or accept it with --server_insecure "
+                    "(MICRO_SERVER_INSECURE=true)"
+                )
+            log.warning("%s: listening at %s without TLS, as asked", self.name, given.text)
+        try:
+            handler = self._server.handler(self._middleware)
+            return await transport.listen(given.text, handler, Limits())
+        except MicroError as exc:
+            raise ConfigError(f"{given.source}: server_address: {exc}") from exc
+
+    def _node(
+        self, running: _Running, address: str, transport: Transport, registry: Registry
+    ) -> Node:
+        spoken = {
+            "transport": transport.features.name,
+            "protocol": "mucp",
+            "registry": registry.url.scheme,
+            "server": "mucp",
+        }
+        node = Node(
+            service=running.name.text,
+            id=running.id.text,
+            address=running.advertise.text or _reachable(address),
+            version=running.version.text,
+            metadata={**running.metadata, **spoken},
+            endpoints=self._server.endpoints(),
+        )
+        try:
+            return check_node(node)
+        except MicroError as exc:
+            sources = {running.name.source, running.id.source, running.advertise.source}
+            raise ConfigError(f"{' or '.join(sorted(sources))}: {exc}") from exc
+
+
+class _Code(msgspec.Struct, frozen=True, kw_only=True):
+    """What the program gave to Service; None where it said nothing."""
+
+    registry: Any
+    transport: Any
+    version: str | None
+    id: str | None
+    address: str | None
+    advertise: str | None
+    metadata: Mapping[str, str]
+    register_ttl: float | None
+    register_interval: float | None
+    request_timeout: float | None
+
+
+class _Running:
+    """One run of a service: its settings, resolved, and its backends, opened when asked for."""
+
+    def __init__(self, name: str, code: _Code, settings: Settings, plugins: Plugins) -> None:
+        self.name = settings.text("server_name", name)
+        self.version = settings.text("server_version", code.version, "latest")
+        self.id = settings.text("server_id", code.id, _new_id())
+        self.address = settings.text("server_address", code.address, "127.0.0.1:0")
+        self.advertise = settings.text("server_advertise", code.advertise)
+        self.metadata = settings.pairs("server_metadata", code.metadata)
+        self.insecure = settings.switch("server_insecure")
+        self.register_ttl = settings.duration("register_ttl", code.register_ttl, 30.0)
+        third = self.register_ttl / 3
+        self.interval = settings.duration("register_interval", code.register_interval, third)
+        self.request_timeout = settings.duration("client_request_timeout", code.request_timeout, 5.0)
+        if self.interval > self.register_ttl / 2:
+            raise ConfigError(
+                f"register_interval {self.interval:g} s is more than half of register_ttl "
+                f"{self.register_ttl:g} s; one lost heartbeat would lose the node"
+            )
+        self._code = code
+        self._connections = plugins.connections()
+        self._opening = asyncio.Lock()
+        self._open: list[Backend[Any]] = []
+        self._registry = _backend(Registry, code.registry, settings, plugins, "mdns")
+        self._transport = _backend(Transport, code.transport, settings, plugins, "http")
+
+    async def open_given(self) -> None:
+        """Open what the code names; the rest opens at first use."""
+        if self._code.registry is not None:
+            await self.registry()
+        if self._code.transport is not None:
+            await self.transport()
+
+    async def registry(self) -> Registry:
+        return await self._opened(self._registry)
+
+    async def transport(self) -> Transport:
+        return await self._opened(self._transport)
+
+    async def aclose(self) -> None:
+        while self._open:
+            await self._open.pop().aclose()
+        await self._connections.aclose()
+
+    async def _opened(self, backend: B) -> B:
+        if backend not in self._open:
+            async with self._opening:
+                if backend not in self._open:
+                    await backend.connect(self._connections)
+                    self._open.append(backend)
+        return backend
+
+
+class _Registration:
+    """Keeps a node registered: the first time, at each interval, and sooner after an error."""
+
+    def __init__(self, registry: Registry, node: Node, ttl: float, interval: float) -> None:
+        if ttl < registry.features.min_ttl:
+            raise ConfigError(
+                f"register_ttl {ttl:g} s is below the least that {registry.url.scheme} keeps, "
+                f"{registry.features.min_ttl:g} s"
+            )
+        self._registry = registry
+        self._node = node
+        self._ttl = ttl
+        self._interval = interval
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._registry.register(self._node, ttl=self._ttl)
+        self._task = asyncio.create_task(self._run(), name=f"micro.register {self._node.service}")
+
+    async def stop(self) -> None:
+        """Deregister; a registry that cannot be told forgets the node after its time to live."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_PROPAGATION):
+                await self._registry.deregister(self._node)
+        except (MicroError, TimeoutError) as exc:
+            log.warning("%s: not deregistered: %r", self._node.service, exc)
+
+    async def _run(self) -> None:
+        failing = False
+        while True:
+            retry = min(1.0, self._ttl / 10)
+            await asyncio.sleep((retry if failing else self._interval) * random.uniform(0.9, 1.1))
+            try:
+                async with asyncio.timeout(self._ttl):
+                    await self._registry.register(self._node, ttl=self._ttl)
+            except Exception as exc:  # whatever a backend raises, the node must come back
+                if not failing:
+                    log.warning("%s: heartbeat failed, trying on: %s", self._node.service, exc)
+                failing = True
+            else:
+                if failing:
+                    log.info("%s: registered again", self._node.service)
+                failing = False
+
+
+class _Stopping:
+    """What signals ask for: the first one to drain, the next one, or one during the start, to end."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.started = False
+        self.forced_by = 0
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(NotImplementedError):  # no signal handlers in the loop of Windows
+                self._loop.add_signal_handler(number, self._on_signal, number)
+
+    def close(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(NotImplementedError):
+                self._loop.remove_signal_handler(number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self.started and not self.asked.is_set():
+            self.asked.set()
+        elif self._task is not None:
+            self.forced_by = number
+            self._task.cancel()
+
+
+def _backend(
+    kind: type[B], code: B | str | None, settings: Settings, plugins: Plugins, default: str
+) -> B:
+    if isinstance(code, kind):
+        return code
+    if code is not None and not isinstance(code, str):
+        raise ConfigError(f"code: {code!r} is no {kind.__name__}; give one, or a URL as text")
+    return plugins.create(kind, settings.url(kind.__name__.lower(), code, default))
+
+
+def _new_id() -> str:
+    import uuid
+
+    return str(uuid.uuid4())
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _reachable(address: str) -> str:
+    """``address``, with this machine's own in place of one that means "all of them"."""
+    host, _, port = address.rpartition(":")
+    if host not in ("0.0.0.0", "[::]"):
+        return address
+    family = socket.AF_INET6 if host == "[::]" else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # Connecting a datagram socket sends nothing: it only asks which way the packets would go.
+        probe.connect(("2001:db8::1" if host == "[::]" else "192.0.2.1", 9))
+        own = probe.getsockname()[0]
+        return f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
+    raise ConfigError(
+        f"server_address {address}: this machine has no route to tell its own address from; "
+        "say where others reach it: --server_advertise host:port"
+    )
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+

@@ -1,0 +1,170 @@
+"""Settings: the only reader of the environment and of the command line.
+
+A value in code is weakest, then the environment (``MICRO_REGISTRY``), then a flag (``--registry``).
+The names are Go Micro's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from micro.errors import ConfigError
+from micro.url import URL, seconds, suggestion
+
+_FALSE = ("0", "false", "no", "off", "")
+_TRUE = ("1", "true", "yes", "on")
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting: ``name`` is the flag's and, after ``MICRO_``, the variable's."""
+
+    name: str
+    help: str
+    is_switch: bool = False
+    is_repeated: bool = False
+
+
+#: Every setting that a service has, as ``--help`` shows them.
+SETTINGS = (
+    Setting("registry", "where services are found: mdns, memory, or scheme://host:port?option=value"),
+    Setting("registry_address", "hosts that stand for those of --registry, comma separated"),
+    Setting("transport", "how calls travel: http or memory"),
+    Setting("server_name", "the service's name"),
+    Setting("server_version", "the service's version; default latest"),
+    Setting("server_id", "this node's id; default a new uuid"),
+    Setting("server_address", "where to listen, host:port; default 127.0.0.1:0, a free port"),
+    Setting("server_advertise", "the host:port that others reach it at; default where it listens"),
+    Setting("server_metadata", "key=value for the registry; may be repeated", is_repeated=True),
+    Setting("server_insecure", "listen beyond this machine without TLS", is_switch=True),
+    Setting("register_ttl", "how long the registry keeps a silent node; default 30s"),
+    Setting("register_interval", "how often to register again; default a third of the ttl"),
+    Setting("client_request_timeout", "how long a call may take; default 5s"),
+    Setting("log_level", "debug, info, warning or error; default info"),
+)
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+class Given(msgspec.Struct, frozen=True):
+    """A value and where it came from: ``--registry``, ``MICRO_REGISTRY``, ``code`` or ``default``."""
+
+    text: str
+    source: str
+    rank: int
+
+
+class Settings:
+    """What the environment and the command line say.
+
+    Raises:
+        ConfigError: a flag is unknown or has no value; the text names the nearest one.
+    """
+
+    def __init__(self, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+        environment = os.environ if environment is None else environment
+        self.wants_help = False
+        self._given: dict[str, list[Given]] = {}
+        for setting in SETTINGS:
+            variable = f"MICRO_{setting.name.upper()}"
+            if environment.get(variable):
+                self._add(setting.name, Given(environment[variable], variable, 1))
+        self._read_arguments(list(arguments))
+
+    def text(self, name: str, code: str | None, default: str = "") -> Given:
+        """The strongest value of a setting; ``code`` is what the program says."""
+        weakest = Given(default, "default", -1) if code is None else Given(code, "code", 0)
+        given: list[Given] = [weakest, *self._given.get(name, ())]
+        return sorted(given, key=lambda one: one.rank)[-1]
+
+    def url(self, name: str, code: str | None, default: str) -> URL:
+        """The URL of a kind of backend; ``<name>_address`` replaces its hosts.
+
+        The address counts only when it comes from the same or a stronger place than the URL: a
+        variable never bends a flag.
+
+        Raises:
+            ConfigError: not a URL.
+        """
+        given = self.text(name, code, default)
+        url = URL.parse(given.text, source=given.source)
+        address = self.text(f"{name}_address", None)
+        if address.text and address.rank >= given.rank:
+            hosts = tuple(host for host in address.text.split(",") if host)
+            return msgspec.structs.replace(url, hosts=hosts, source=address.source)
+        return url
+
+    def duration(self, name: str, code: float | None, default: float) -> float:
+        """Seconds, more than 0.
+
+        Raises:
+            ConfigError: not a duration, or 0.
+        """
+        given = self.text(name, None if code is None else str(code), str(default))
+        value = seconds(given.text, f"{given.source}: {name}")
+        if value <= 0:
+            raise ConfigError(f"{given.source}: {name}: {given.text} is not more than 0")
+        return value
+
+    def switch(self, name: str) -> bool:
+        """Whether it is turned on.
+
+        Raises:
+            ConfigError: neither yes nor no.
+        """
+        given = self.text(name, None)
+        if given.text.lower() not in _TRUE + _FALSE:
+            raise ConfigError(f"{given.source}: {name}: write true or false, not {given.text!r}")
+        return given.text.lower() in _TRUE
+
+    def pairs(self, name: str, code: Mapping[str, str]) -> dict[str, str]:
+        """``key=value`` pairs, the stronger place last, so that it wins key by key.
+
+        Raises:
+            ConfigError: not key=value.
+        """
+        merged = dict(code)
+        for given in sorted(self._given.get(name, ()), key=lambda given: given.rank):
+            for pair in given.text.split(","):
+                key, equals, value = pair.partition("=")
+                if not equals or not key.strip():
+                    raise ConfigError(f"{given.source}: {name}: {pair!r} is not key=value")
+                merged[key.strip()] = value.strip()
+        return merged
+
+    def _add(self, name: str, given: Given) -> None:
+        self._given.setdefault(name, []).append(given)
+
+    def _read_arguments(self, arguments: list[str]) -> None:
+        while arguments:
+            word = arguments.pop(0)
+            if word in ("-h", "--help"):
+                self.wants_help = True
+                continue
+            flag, equals, value = word.partition("=")
+            setting = _BY_NAME.get(flag[2:].replace("-", "_")) if flag.startswith("--") else None
+            if setting is None:
+                flags = tuple(f"--{setting.name}" for setting in SETTINGS)
+                hint = suggestion(flag.replace("-", "_").replace("__", "--", 1), flags)
+                raise ConfigError(f"unknown argument {flag!r}{hint}")
+            if not equals:
+                value = self._value(setting, flag, arguments)
+            self._add(setting.name, Given(value, f"--{setting.name}", 2))
+
+    def _value(self, setting: Setting, flag: str, arguments: list[str]) -> str:
+        if setting.is_switch:
+            return "true"
+        if not arguments or arguments[0].startswith("--"):
+            raise ConfigError(f"{flag} needs a value: {setting.help}")
+        return arguments.pop(0)
+
+
+def usage(program: str) -> str:
+    """What ``--help`` prints."""
+    lines = [f"usage: {program} [--FLAG VALUE ...]", "", "Each flag is also a variable: MICRO_<FLAG>.", ""]
+    width = max(len(setting.name) for setting in SETTINGS) + 4
+    lines += [f"  {'--' + setting.name:<{width}}{setting.help}" for setting in SETTINGS]
+    return "\n".join(lines)
+
+
