@@ -71,6 +71,9 @@ _IDLE = 90.0
 #: Longest deadline that a caller can ask for, in seconds.
 _MAX_DEADLINE = 300.0
 _SWEEP = 0.5
+#: Seconds that a refused peer, which may still be sending, has to read why. Closing at once would
+#: reset the connection and lose the answer.
+_LINGER = 2.0
 #: What a client takes of a reply.
 _LIMITS = Limits()
 
@@ -356,7 +359,9 @@ class _Session(asyncio.Protocol):
 
     def expire(self) -> None:
         """Too slow, or idle for too long."""
-        if self._in_head and not self._head:
+        if self._closing:
+            self._transport.abort()
+        elif self._in_head and not self._head:
             self._close()
         else:
             self._refuse(_Refused(408, InvalidArgument("the request did not arrive in time")))
@@ -401,11 +406,17 @@ class _Session(asyncio.Protocol):
     async def _answer_go(self, request: _Request) -> bytes:
         headers = request.headers
         try:
-            reply = await self._listener.handler(self._go_call(request), bytes(request.body))
+            reply = await self._handle(self._go_call(request), request)
         except MicroError as exc:
             error = encode_error(exc, id=headers.get("micro-service", ""))
             return self._write(request, 200, b"", f"Micro-Error: {error}\r\nX-Micro-Error: {error}\r\n")
         return self._write(request, 200, reply.body, _lines(reply.metadata))
+
+    async def _handle(self, call: Call, request: _Request) -> Reply:
+        reply = await self._listener.handler(call, bytes(request.body))
+        if len(reply.body) > self._limits.message:
+            raise TooLarge(f"the reply has {len(reply.body)} bytes, {self._limits.message} at most")
+        return reply
 
     def _go_call(self, request: _Request) -> Call:
         headers = request.headers
@@ -428,7 +439,7 @@ class _Session(asyncio.Protocol):
     async def _answer_plain(self, request: _Request) -> bytes:
         try:
             call = self._plain_call(request)
-            reply = await self._listener.handler(call, bytes(request.body))
+            reply = await self._handle(call, request)
         except _Refused as exc:
             return self._plain_error(request, exc.status, exc.error)
         except MicroError as exc:
@@ -487,12 +498,16 @@ class _Session(asyncio.Protocol):
         return head.encode() + (b"" if request.method == "HEAD" else body)
 
     def _refuse(self, refused: _Refused) -> None:
-        """Answer what cannot be read on, and close."""
+        """Answer what cannot be read on; then let the peer read the answer, and close."""
+        if self._closing or self.task is not None:
+            self.abort()
+            return
         request = _Request()
         request.keep_alive = False
-        if not self._closing and self.task is None:
-            self._transport.write(self._plain_error(request, refused.status, refused.error))
-        self._close()
+        self._transport.write(self._plain_error(request, refused.status, refused.error))
+        self._transport.write_eof()
+        self._closing = True
+        self._expect(_LINGER)
 
     def _close(self) -> None:
         self._closing = True
@@ -564,6 +579,9 @@ class _HTTPChannel(Channel):
         self._closed = False
 
     async def call(self, call: Call, body: Body) -> Reply:
+        if len(body) > _LIMITS.message:
+            text = f"the request has {len(body)} bytes, {_LIMITS.message} at most"
+            raise TooLarge(text, sent=False)
         connection = self._reusable() or await self._connect()
         self._busy.add(connection)
         try:
@@ -699,8 +717,8 @@ class _Connection(asyncio.Protocol):
         self._until_close = not {"content-length", "transfer-encoding"} & self._headers.keys()
 
     def on_body(self, body: bytes) -> None:
-        self._size += len(body)
-        if self._size > _LIMITS.headers + _LIMITS.message:
+        self._received += len(body)
+        if self._received > _LIMITS.message:
             raise TooLarge(f"{self._address}: the reply is over {_LIMITS.message} bytes")
         self._chunks.append(body)
 
@@ -738,6 +756,7 @@ class _Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._chunks: list[bytes] = []
         self._size = 0
+        self._received = 0
         self._in_body = False
         self._until_close = False
 

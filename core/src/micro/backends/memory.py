@@ -39,6 +39,7 @@ from micro.registry import (
     check_service,
 )
 from micro.transport import Channel, Limits, Listener, Transport, TransportFeatures
+from micro.url import URL
 
 #: How many changes a follower may be behind before it must take a new snapshot.
 _HISTORY = 1024
@@ -120,7 +121,7 @@ class MemoryRegistry(Registry):
 
     async def connect(self, connections: Connections) -> None:
         self.url.options(self.Options)
-        place, key = _place(connections, self.url.hosts)
+        place, key = _place(connections, self.url)
         self._state = await place.get((*key, "nodes"), _nodes)
 
     async def aclose(self) -> None:
@@ -196,7 +197,7 @@ class MemoryTransport(Transport):
 
     async def connect(self, connections: Connections) -> None:
         self.url.options(self.Options)
-        place, key = _place(connections, self.url.hosts)
+        place, key = _place(connections, self.url)
         self._state = await place.get((*key, "ports"), _ports)
 
     async def aclose(self) -> None:
@@ -297,8 +298,6 @@ class _MemoryChannel(Channel):
                     await self._idle.wait()
 
 
-def _place(
-    connections: Connections, hosts: tuple[str, ...]
-) -> tuple[Connections, tuple[str, ...]]:
-    """Where the state lives: with the service, or with its Plugins when it has a name."""
-    return (connections.shared, ("memory", *hosts)) if hosts else (connections, ("memory",))
+def _place(connections: Connections, url: URL) -> tuple[Connections, tuple[str, ...]]:
+    """Where the state lives: with the service, or with its Plugins when the URL has a name."""
+    return (connections.shared if url.hosts else connections, ("memory", *url.hosts, url.path))
