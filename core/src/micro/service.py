@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import random
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
@@ -35,6 +36,8 @@ Lifespan = Callable[["Service"], AbstractAsyncContextManager[None]]
 _PROPAGATION = 2.0
 #: Seconds that calls have to end once nothing new is taken.
 _GRACE = 7.0
+#: Seconds that the last cancelled tasks have to end.
+_LAST_WAIT = 0.5
 
 
 class Service:
@@ -136,7 +139,7 @@ class Service:
     def run(self, args: Sequence[str] | None = None) -> None:
         """Be the program: flags (``sys.argv`` by default), environment, serve until a signal.
 
-        SIGTERM or SIGINT drains and returns; a second one stops at once. A wrong setting, or a
+        SIGTERM or SIGINT drains and returns, within 10 s; a second one stops at once. A wrong setting, or a
         backend that cannot be reached, ends the process with a text and status 2 or 1.
         """
         try:
@@ -148,11 +151,11 @@ class Service:
             configure(level.text, source=level.source)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 status = runner.run(self._until_signal(settings))
+                if status:
+                    _exit_now(status)
         except MicroError as exc:
             print(f"{self.name}: {exc}", file=sys.stderr)
             raise SystemExit(2 if isinstance(exc, ConfigError) else 1) from None
-        if status:
-            raise SystemExit(status)
 
     async def _until_signal(self, settings: Settings) -> int:
         """Serve until a signal; the status to exit with, 0 after a whole drain."""
@@ -168,6 +171,9 @@ class Service:
             return 128 + stopping.forced_by
         finally:
             stopping.close()
+        if await _left_running():
+            log.error("%s: stopped without handlers that ignore their cancellation", self.name)
+            return 1
         log.info("%s: stopped", self.name)
         return 0
 
@@ -399,6 +405,21 @@ def _backend(
     if code is not None and not isinstance(code, str):
         raise ConfigError(f"code: {code!r} is no {kind.__name__}; give one, or a URL as text")
     return plugins.create(kind, settings.url(kind.__name__.lower(), code, default))
+
+
+async def _left_running() -> bool:
+    """Whether tasks remain that do not end although they are cancelled."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    return bool(left) and bool((await asyncio.wait(left, timeout=_LAST_WAIT))[1])
+
+
+def _exit_now(status: int) -> NoReturn:
+    """End the process without waiting for what does not end by itself."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _new_id() -> str:

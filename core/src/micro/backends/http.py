@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import msgspec
@@ -183,7 +183,8 @@ class _HTTPListener(Listener):
         for session in tuple(self.sessions):
             session.abort()
             self.lost(session)
-        await asyncio.gather(*self._cancelled, return_exceptions=True)
+        if self._cancelled:  # a handler that ignores its cancellation must not hold the process
+            await asyncio.wait(self._cancelled, timeout=_LINGER)
 
     def lost(self, session: _Session) -> None:
         """The caller has gone: nobody waits for what runs."""
@@ -251,8 +252,7 @@ class _Session(asyncio.Protocol):
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         peer = transport.get_extra_info("peername")
         self._peer = f"{peer[0]}:{peer[1]}" if peer else ""
         if len(self._listener.sessions) >= self._limits.connections or self._listener.draining:
@@ -676,8 +676,7 @@ class _Connection(asyncio.Protocol):
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._keep_alive = False

@@ -43,6 +43,8 @@ from micro.url import URL
 
 #: How many changes a follower may be behind before it must take a new snapshot.
 _HISTORY = 1024
+#: Seconds that cancelled handlers have to end.
+_LINGER = 2.0
 
 
 class _Nodes:
@@ -264,7 +266,8 @@ class _MemoryListener(Listener):
         self._ports.open.pop(self.address, None)
         for task in self._running:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        if self._running:  # a handler that ignores its cancellation must not hold the process
+            await asyncio.wait(self._running, timeout=_LINGER)
 
 
 class _MemoryChannel(Channel):

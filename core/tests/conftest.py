@@ -1,0 +1,23 @@
+"""Every transport and service test runs on asyncio's own loop and, where installed, on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+
+_ON_BOTH = ("test_http.py", "test_service.py", "test_mdns.py", "test_conformance.py")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    if item.path.name in _ON_BOTH:
+        try:
+            import uvloop
+        except ImportError:
+            return loops
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
