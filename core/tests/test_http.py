@@ -139,7 +139,9 @@ def parsed(message: bytes) -> Message:
     return Message(status, headers, body)
 
 
-def request(path: str = "/Helloworld/Call", body: bytes = b'{"name":"Alice"}', **headers: str) -> bytes:
+def request(
+    path: str = "/Helloworld/Call", body: bytes = b'{"name":"Alice"}', /, **headers: str
+) -> bytes:
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
     length = "" if "Transfer_Encoding" in headers else f"Content-Length: {len(body)}\r\n"
     return f"POST {path} HTTP/1.1\r\nHost: x\r\n{length}{lines}\r\n".encode() + body
@@ -267,7 +269,7 @@ async def test_calls_follow_each_other_on_one_connection(listener: Listener) -> 
 async def test_pipelined_calls_are_all_answered_in_order(listener: Listener) -> None:
     async with connected(listener.address) as (reader, writer):
         for number in range(20):
-            writer.write(request(body=b'{"name":"%d"}' % number))
+            writer.write(request("/Helloworld/Call", b'{"name":"%d"}' % number))
         for number in range(20):
             assert json.loads((await read_message(reader)).body) == {"message": f"Hello {number}"}
 
@@ -284,7 +286,7 @@ async def test_request_in_single_bytes_is_answered(listener: Listener) -> None:
 @pytest.mark.asyncio
 async def test_chunked_request_is_answered(listener: Listener) -> None:
     body = b'8\r\n{"name":\r\n8\r\n"Alice"}\r\n0\r\n\r\n'
-    got = await exchange(listener.address, request(body=body, Transfer_Encoding="chunked"))
+    got = await exchange(listener.address, request("/Helloworld/Call", body, Transfer_Encoding="chunked"))
     assert json.loads(got.body) == {"message": "Hello Alice"}
 
 
@@ -551,9 +553,9 @@ async def test_web_page_cannot_call_without_asking(
         (request("/Helloworld/Cal"), 404, "Helloworld.Call"),
         (request("/"), 404, "POST /Handler/Method"),
         (request("/../admin"), 404, "POST /Handler/Method"),
-        (request(body=b'{"name":'), 400, "truncated"),
-        (request(body=b'{"name":5}'), 400, "Expected `str`, got `int` - at `$.name`"),
-        (request(body=b""), 400, "name"),
+        (request("/Helloworld/Call", b'{"name":'), 400, "truncated"),
+        (request("/Helloworld/Call", b'{"name":5}'), 400, "Expected `str`, got `int` - at `$.name`"),
+        (request("/Helloworld/Call", b""), 400, "name"),
         (b"GET /Helloworld/Call HTTP/1.1\r\nHost: x\r\n\r\n", 405, "POST"),
         (b"NONSENSE\r\n\r\n", 400, "not an HTTP request"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, ""),
@@ -561,7 +563,7 @@ async def test_web_page_cannot_call_without_asking(
         (request(Content_Length="16"), 400, ""),
         (request(**{f"X{number}": "y" for number in range(120)}), 431, "fields"),
         (request(X="y" * 33_000), 431, "32768 bytes"),
-        (request(body=b"x" * (4 * 1024 * 1024 + 1)), 413, "4194304 bytes"),
+        (request("/Helloworld/Call", b"x" * (4 * 1024 * 1024 + 1)), 413, "4194304 bytes"),
     ],
     ids=lambda value: value[:24].decode("ascii", "replace") if isinstance(value, bytes) else None,
 )

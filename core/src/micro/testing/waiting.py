@@ -6,14 +6,26 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
+@overload
 async def eventually(
-    condition: Callable[[], Awaitable[T] | T], *, within: float = 5.0, every: float = 0.01
-) -> T:
+    condition: Callable[[], Awaitable[T]], *, within: float = ..., every: float = ...
+) -> T: ...
+
+
+@overload
+async def eventually(
+    condition: Callable[[], T], *, within: float = ..., every: float = ...
+) -> T: ...
+
+
+async def eventually(
+    condition: Callable[[], Any], *, within: float = 5.0, every: float = 0.01
+) -> Any:
     """The first true value of ``condition``, asked again and again for ``within`` seconds.
 
     Raises:

@@ -1,0 +1,756 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import micro
+from micro.cli import _output, call, describe, main, services
+from micro.cli._output import Exit, exit_of, printable
+from micro.errors import BY_NAME
+
+MICRO = str(Path(sys.executable).with_name("micro"))
+#: Seconds that any one step may take.
+PATIENCE = 30
+SERVICE = '''
+import asyncio
+from dataclasses import dataclass, field
+import micro
+
+@dataclass
+class Address:
+    city: str
+
+@dataclass
+class Request:
+    name: str
+    addresses: list[Address] = field(default_factory=list)
+
+@dataclass
+class Response:
+    message: str
+
+class Helloworld:
+    async def call(self, request: Request) -> Response:
+        """Greet a person."""
+        return Response(message=f"Hello {request.name}")
+
+    async def count(self, start: int = 7) -> list[int]:
+        return list(range(start, start + 40))
+
+    async def wait(self, word: str = "") -> None:
+        print("waiting", word, flush=True)
+        await asyncio.Event().wait()
+
+    async def refuse(self) -> None:
+        raise micro.Aborted("first\\nsecond \\x1b[31mred")
+
+    async def lack(self) -> None:
+        raise micro.NotFound("no such row")
+
+service = micro.Service("helloworld")
+service.handle(Helloworld())
+service.run()
+'''
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def run(*args: str, given: str = "", command: tuple[str, ...] = (MICRO,)) -> Done:
+    """The real command, in a process of its own."""
+    done = subprocess.run(
+        [*command, *args],
+        input=given,
+        text=True,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    watchdog = threading.Timer(PATIENCE, process.kill)
+    watchdog.start()
+    try:
+        read = []
+        for line in process.stdout:
+            read.append(line)
+            if text in line:
+                return
+    finally:
+        watchdog.cancel()
+    pytest.fail(f"no line with {text!r} came: {read}")
+
+
+@pytest.fixture(scope="module")
+def registry() -> str:
+    """A namespace that holds nothing but the services of these tests."""
+    return f"mdns:///cli-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="module")
+def helloworld(
+    registry: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[subprocess.Popen[str]]:
+    """The service ``helloworld``, in a process of its own."""
+    script = tmp_path_factory.mktemp("service") / "helloworld.py"
+    script.write_text(SERVICE)
+    with started(script, "--registry", registry, "--server_version", "1.5") as process:
+        yield process
+        process.kill()
+
+
+def started(script: Path, *flags: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, str(script), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for_line(process, "serving at")
+    return process
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, registry: str) -> Iterator[None]:
+    monkeypatch.setenv("MICRO_REGISTRY", registry)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    level = logging.getLogger("micro").level
+    yield
+    logging.getLogger("micro").setLevel(level)
+
+
+@pytest.fixture
+def empty(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment names a registry that nothing is registered with."""
+    url = f"mdns:///cli-{uuid.uuid4().hex[:12]}?timeout=200ms"
+    monkeypatch.setenv("MICRO_REGISTRY", url)
+    return url
+
+
+served = pytest.mark.usefixtures("helloworld")
+
+
+# -- call -----------------------------------------------------------------------------------------
+
+
+@served
+def test_call_prints_the_reply_as_one_line() -> None:
+    done = run("call", "helloworld", "Helloworld.Call", '{"name":"Alice"}')
+    assert done == (0, '{"message": "Hello Alice"}\n', "")
+
+
+@served
+def test_python_m_micro_is_the_same_command() -> None:
+    words = ("call", "helloworld", "Helloworld.Call", '{"name":"Alice"}')
+    done = run(*words, command=(sys.executable, "-m", "micro"))
+    assert done == (0, '{"message": "Hello Alice"}\n', "")
+
+
+@served
+def test_call_reads_the_request_from_standard_input() -> None:
+    done = run("call", "helloworld", "Helloworld.Call", "-", given='{"name": "Bob"}\n')
+    assert done == (0, '{"message": "Hello Bob"}\n', "")
+
+
+@served
+def test_call_reads_the_request_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text('{\n  "name": "Carol"\n}\n')
+    done = run("call", "helloworld", "Helloworld.Call", f"@{file}")
+    assert done == (0, '{"message": "Hello Carol"}\n', "")
+
+
+@served
+def test_the_request_is_an_empty_object_when_left_out() -> None:
+    done = run("call", "helloworld", "Helloworld.Count")
+    assert json.loads(done.out)[0] == 7
+
+
+@served
+def test_text_of_any_language_arrives_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # what machines read is UTF-8 all the same
+    done = subprocess.run(
+        [MICRO, "call", "helloworld", "Helloworld.Call", '{"name": "Łucja 🙂"}'],
+        capture_output=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert done.stdout.decode() == '{"message": "Hello Łucja 🙂"}\n'
+
+
+@served
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["--registry", "{}"], []),
+        ([], ["--registry={}"]),
+        (["--registry", "memory"], ["--registry", "{}"]),
+        (["--log-level", "info", "--client_request_timeout", "9s"], ["--registry", "{}"]),
+        (["--registry", "{}"], ["--client-request-timeout", "9", "--transport", "http"]),
+    ],
+)
+def test_options_stand_before_or_after_the_command(
+    monkeypatch: pytest.MonkeyPatch, registry: str, before: list[str], after: list[str]
+) -> None:
+    monkeypatch.setenv("MICRO_REGISTRY", "memory")
+    words = [*before, "call", "helloworld", *after, "Helloworld.Call", '{"name":"Alice"}']
+    done = run(*(word.replace("{}", registry) for word in words))
+    assert done == (0, '{"message": "Hello Alice"}\n', "")
+
+
+# -- errors, and the status that scripts see ------------------------------------------------------
+
+
+@served
+def test_an_unknown_endpoint_names_those_that_exist() -> None:
+    done = run("call", "helloworld", "Helloworld.Coll")
+    assert (done.status, done.out) == (Exit.NOT_FOUND, "")
+    assert done.err == (
+        "error: EndpointNotFound: helloworld: there is no endpoint 'Helloworld.Coll'; "
+        "did you mean Helloworld.Call or Helloworld.Count or Helloworld.Wait?\n"
+    )
+
+
+@served
+@pytest.mark.parametrize(
+    "words", [("call", "helloword", "Helloworld.Call"), ("describe", "hellworld")]
+)
+def test_an_unknown_service_names_similar_ones(words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert done.status == Exit.NOT_FOUND
+    assert done.err.startswith(f"error: ServiceNotFound: service '{words[1]}' is not registered;")
+    assert done.err.count("\n") == 1
+    assert "did you mean" in done.err
+    assert "helloworld" in done.err
+
+
+@served
+@pytest.mark.parametrize(
+    ("request_", "path"),
+    [
+        ('{"name": 5}', "$.name"),
+        ('{"name": "A", "addresses": [{"city": "B"}, {"city": 5}]}', "$.addresses[1].city"),
+    ],
+)
+def test_a_wrong_field_is_named_by_its_path(request_: str, path: str) -> None:
+    done = run("call", "helloworld", "Helloworld.Call", request_)
+    assert done.status == Exit.ERROR
+    assert done.err.startswith("error: DecodeError: helloworld: ")
+    assert f"Expected `str`, got `int` - at `{path}`" in done.err
+
+
+@served
+def test_what_the_service_does_not_find_is_not_found() -> None:
+    done = run("call", "helloworld", "Helloworld.Lack")
+    assert done == (Exit.NOT_FOUND, "", "error: NotFound: helloworld: no such row\n")
+
+
+@served
+def test_the_text_of_a_peer_is_one_harmless_line() -> None:
+    done = run("call", "helloworld", "Helloworld.Refuse")
+    text = r"first\nsecond \x1b[31mred"
+    assert done == (Exit.ERROR, "", f"error: Aborted: helloworld: {text}\n")
+
+
+@served
+def test_an_error_for_machines_is_json() -> None:
+    done = run("call", "helloworld", "Helloworld.Refuse", "--json")
+    assert (done.status, done.out) == (Exit.ERROR, "")
+    assert json.loads(done.err) == {
+        "kind": "Aborted",
+        "code": 409,
+        "detail": "first\nsecond \x1b[31mred",
+        "id": "helloworld",
+    }
+
+
+@served
+def test_no_reply_in_time_is_deadline_exceeded() -> None:
+    done = run("call", "helloworld", "Helloworld.Wait", "--client_request_timeout", "900ms")
+    assert done == (
+        Exit.DEADLINE_EXCEEDED,
+        "",
+        "error: DeadlineExceeded: helloworld Helloworld.Wait: no reply in 0.9 s\n",
+    )
+
+
+def test_a_node_that_nobody_answers_for_is_unavailable(tmp_path: Path, registry: str) -> None:
+    script = tmp_path / "helloworld.py"
+    script.write_text(SERVICE)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        flags = ("--registry", registry, "--server_name", "away", "--server_advertise", address)
+        with started(script, *flags) as process:
+            done = run("call", "away", "Helloworld.Call")
+            process.kill()
+    assert (done.status, done.out) == (Exit.UNAVAILABLE, "")
+    assert done.err.startswith("error: Unavailable: ")
+    assert address in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_an_interrupt_ends_with_130(helloworld: subprocess.Popen[str]) -> None:
+    words = ["--client_request_timeout", "1m", "call", "helloworld", "Helloworld.Wait"]
+    words = [MICRO, *words, '{"word": "interrupt"}']
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as caller:
+        wait_for_line(helloworld, "waiting interrupt")
+        caller.send_signal(signal.SIGINT)
+        out, err = caller.communicate(timeout=PATIENCE)
+    assert (caller.returncode, out, err.strip()) == (Exit.INTERRUPTED, "", "")
+
+
+@pytest.mark.parametrize("endpoint", ["Helloworld.Call", "/"])
+def test_a_name_that_no_service_has_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], endpoint: str
+) -> None:
+    assert main(["call", "no name", endpoint]) == Exit.USAGE
+    assert capsys.readouterr().err.startswith("error: InvalidArgument: service name 'no name': ")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["services", "--registry", "mdsn"],
+            "error: ConfigError: --registry: no registry has the scheme 'mdsn'; did you mean '",
+        ),
+        (
+            ["--transport", "pigeon", "call", "a", "b"],
+            "error: ConfigError: --transport: no transport has the scheme 'pigeon'; known are ",
+        ),
+        (
+            ["services", "--log-level", "loud"],
+            "error: ConfigError: --log_level: log level 'loud': write one of debug, ",
+        ),
+        (
+            ["describe", "a", "--client-request-timeout", "soon"],
+            "error: ConfigError: --client_request_timeout: client_request_timeout: 'soon' is not ",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_a_usage_error_that_names_it(
+    capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    assert main(words) == Exit.USAGE
+    assert capsys.readouterr().err.startswith(text)
+
+
+def test_a_wrong_variable_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MICRO_REGISTRY", "mdsn")
+    assert main(["services"]) == Exit.USAGE
+    assert "MICRO_REGISTRY: no registry has the scheme 'mdsn'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong", "right"),
+    [
+        (["services", "--registy", "memory"], "--registy", "--registry"),
+        (["--registy", "memory", "services"], "--registy", "--registry"),
+        (["call", "a"], "Missing argument 'ENDPOINT'", "micro call --help"),
+        (["service"], "No such command 'service'", "micro --help"),
+        (["completion", "csh"], "csh", "'bash', 'zsh', 'fish'"),
+    ],
+)
+def test_a_wrong_argument_is_a_usage_error_of_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], wrong: str, right: str
+) -> None:
+    assert main(words) == Exit.USAGE
+    error = capsys.readouterr().err
+    assert error.startswith("error: UsageError: ")
+    assert error.count("\n") == 1
+    assert wrong in error
+    assert right in error
+
+
+def test_a_usage_error_for_machines_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", "service"]) == Exit.USAGE
+    told = json.loads(capsys.readouterr().err)
+    assert (told["kind"], told["code"], told["id"]) == ("UsageError", 400, "")
+    assert "No such command 'service'" in told["detail"]
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (
+            "{name: 1}",
+            "is not JSON: Expecting property name enclosed in double quotes at line 1, column 2",
+        ),
+        ('{"name":}', "is not JSON: Expecting value at line 1, column 9"),
+        (
+            '{\n  "name": "Alice"\n  "age": 5\n}',
+            "is not JSON: Expecting ',' delimiter at line 3, column 3",
+        ),
+        ("", "is not JSON: Expecting value at line 1, column 1"),
+        ('{"a": 1, "a": 2}', "cannot be sent: the JSON has the name 'a' twice in one object"),
+        ("[" * 5000 + "]" * 5000, "cannot be sent: "),
+        ('{"a": NaN}', "cannot be sent: "),
+        ('{"a": "\udcff"}', "cannot be sent: "),
+    ],
+)
+def test_bad_json_is_a_usage_error_that_says_where(
+    capsys: pytest.CaptureFixture[str], text: str, where: str
+) -> None:
+    assert main(["call", "helloworld", "Helloworld.Call", text]) == Exit.USAGE
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: UsageError: the JSON argument {where}")
+    assert error.count("\n") == 1
+
+
+def test_bad_json_in_a_file_names_the_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "request.json"
+    file.write_text('{"name":\n}')
+    assert main(["call", "helloworld", "Helloworld.Call", f"@{file}"]) == Exit.USAGE
+    where = f"{file} is not JSON: Expecting value at line 2, column 1"
+    assert where in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["call", "helloworld", "Helloworld.Call", f"@{tmp_path}/none"]) == Exit.USAGE
+    assert f"cannot read '{tmp_path}/none': No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [*BY_NAME.values(), micro.ConfigError, micro.Closed])
+def test_every_error_has_a_status(kind: type[micro.MicroError]) -> None:
+    expected = Exit.ERROR
+    for base, status in (
+        (micro.NotFound, Exit.NOT_FOUND),
+        (micro.Unavailable, Exit.UNAVAILABLE),
+        (micro.DeadlineExceeded, Exit.DEADLINE_EXCEEDED),
+        (micro.ConfigError, Exit.USAGE),
+    ):
+        expected = status if issubclass(kind, base) else expected
+    assert exit_of(kind("text", remote=True)) == expected
+
+
+def test_an_argument_refused_before_it_was_sent_is_a_usage_error() -> None:
+    assert exit_of(micro.InvalidArgument("text")) == Exit.USAGE
+    assert exit_of(micro.InvalidArgument("text", remote=True)) == Exit.ERROR
+
+
+def test_a_reply_that_cannot_be_read_is_no_usage_error() -> None:
+    assert exit_of(micro.DecodeError("text")) == Exit.ERROR
+
+
+def test_help_documents_every_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == Exit.OK
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^ +{status:d} +\w+", text, re.MULTILINE) for status in Exit)
+
+
+def test_no_command_shows_the_help_and_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == Exit.USAGE
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err[:6]) == ("", "Usage:")
+
+
+# -- services and describe ------------------------------------------------------------------------
+
+
+@served
+def test_services_lists_names_nodes_and_versions() -> None:
+    done = run("services")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines()[0].split() == ["SERVICE", "NODES", "VERSIONS"]
+    assert ["helloworld", "1", "1.5"] in [line.split() for line in done.out.splitlines()]
+
+
+@served
+def test_services_for_machines_is_json() -> None:
+    done = run("services", "--json")
+    assert {"name": "helloworld", "nodes": 1, "versions": ["1.5"]} in json.loads(done.out)
+    assert done.out.count("\n") == 1
+
+
+def test_an_empty_registry_is_said_and_no_error(
+    capsys: pytest.CaptureFixture[str], empty: str
+) -> None:
+    assert main(["services"]) == Exit.OK
+    assert capsys.readouterr().out == (
+        f"nothing is registered with {empty}; "
+        "start a service, or choose another registry: --registry\n"
+    )
+
+
+@pytest.mark.usefixtures("empty")
+def test_an_empty_registry_is_an_empty_list_for_machines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["services", "--json"]) == Exit.OK
+    assert capsys.readouterr().out == "[]\n"
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize("words", [["describe", "a"], ["call", "a", "B.C"]])
+def test_a_service_not_found_where_nothing_is_says_so(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(words) == Exit.NOT_FOUND
+    text = "service 'a' is not registered; nothing is registered, is it running?"
+    assert capsys.readouterr().err == f"error: ServiceNotFound: {text}\n"
+
+
+@served
+def test_describe_shows_endpoints_messages_and_nodes() -> None:
+    done = run("describe", "helloworld")
+    assert (done.status, done.err) == (0, "")
+    assert (
+        """\
+Helloworld.Call
+  Greet a person.
+  request      Request
+    name       string
+    addresses  []Address
+      city     string
+  response     Response
+    message    string
+"""
+        in done.out
+    )
+    title, node = done.out.splitlines()[-2:]
+    assert title.split() == ["NODE", "ADDRESS", "VERSION", "METADATA"]
+    assert node.split()[1].startswith("127.0.0.1:")
+    assert node.split()[2] == "1.5"
+    assert "transport=http" in node.split()
+
+
+@served
+def test_describe_for_machines_is_json() -> None:
+    done = run("--json", "describe", "helloworld")
+    told = json.loads(done.out)
+    assert (told["name"], told["versions"]) == ("helloworld", ["1.5"])
+    call_ = next(one for one in told["endpoints"] if one["name"] == "Helloworld.Call")
+    assert call_["metadata"] == {"description": "Greet a person."}
+    assert call_["versions"] == ["1.5"]
+    assert [field["name"] for field in call_["request"]["values"]] == ["name", "addresses"]
+    assert told["nodes"][0]["metadata"]["protocol"] == "mucp"
+
+
+def node(id: str, version: str, *endpoints: str, **metadata: str) -> micro.Node:
+    return micro.Node(
+        service="a",
+        id=id,
+        address="127.0.0.1:1",
+        version=version,
+        metadata=metadata,
+        endpoints=tuple(micro.Endpoint(name=name) for name in endpoints),
+    )
+
+
+def test_describe_says_which_version_has_an_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [node("x", "1", "A.Old", "A.Both"), node("y", "2", "A.Both", "A.New")]
+    _output.show_service(nodes)
+    lines = capsys.readouterr().out.splitlines()
+    assert {"A.Both", "A.New (version 2)", "A.Old (version 1)"} <= set(lines)
+
+
+def test_describe_shows_nothing_that_moves_a_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    _output.show_service([node("x", "1\x1b[2J", "A.B\r", key="v\nv")])
+    text = capsys.readouterr().out
+    assert r"1\x1b[2J" in text
+    assert r"A.B\r" in text
+    assert r"key=v\nv" in text
+
+
+@pytest.mark.parametrize("text", ["\n", "\r", "\x1b", "\x9b", "\u2028", "\u202e", "\udcff", "\x00"])
+def test_printable_escapes(text: str) -> None:
+    assert printable(f"a{text}b").isascii()
+
+
+def test_printable_keeps_text_of_any_language() -> None:
+    assert printable("Łucja 日本 🙂") == "Łucja 日本 🙂"
+
+
+class Helloworld:
+    async def call(self, name: str) -> str:
+        return f"Hello {name}"
+
+
+@pytest.mark.asyncio
+async def test_commands_need_only_an_open_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MICRO_REGISTRY")
+    plugins = micro.Plugins()
+    places: dict[str, Any] = {"registry": "memory://here", "transport": "memory://here"}
+    server = micro.Service("helloworld", **places, plugins=plugins)
+    server.handle(Helloworld())
+    async with server, micro.Service("micro", **places, plugins=plugins) as client:
+        assert await call(client, "helloworld", "Helloworld.Call", b'{"name":"A"}') == "Hello A"
+        url, found = await services(client)
+        nodes = await describe(client, "helloworld")
+    assert (url, found) == ("memory://here", {"helloworld": nodes})
+
+
+# -- version --------------------------------------------------------------------------------------
+
+
+def test_version_tells_micro_core_and_python(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == Exit.OK
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in lines] == ["micro-core", "Python"]
+
+
+def test_version_for_machines_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version", "--json"]) == Exit.OK
+    told = json.loads(capsys.readouterr().out)
+    assert told["Python"] == ".".join(map(str, sys.version_info[:3]))
+    assert set(told) == {"micro-core", "Python"}
+
+
+# -- a terminal -----------------------------------------------------------------------------------
+
+
+def on_terminal(*words: str) -> str:
+    """What a terminal gets to show."""
+    primary, secondary = pty.openpty()
+    try:
+        subprocess.run(
+            [MICRO, *words],
+            stdin=secondary,
+            stdout=secondary,
+            stderr=secondary,
+            timeout=PATIENCE,
+            check=True,
+        )
+        return os.read(primary, 65536).decode().replace("\r\n", "\n")
+    finally:
+        os.close(primary)
+        os.close(secondary)
+
+
+@served
+def test_a_reply_is_coloured_on_a_terminal() -> None:
+    shown = on_terminal("call", "helloworld", "Helloworld.Call", '{"name":"Alice"}')
+    assert shown == '{\x1b[34m"message"\x1b[0m: \x1b[32m"Hello Alice"\x1b[0m}\n'
+
+
+@served
+def test_no_color_turns_colour_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown = on_terminal("call", "helloworld", "Helloworld.Call", '{"name":"Alice"}')
+    assert shown == '{"message": "Hello Alice"}\n'
+    assert "\x1b" not in on_terminal("describe", "helloworld")
+
+
+@served
+def test_json_for_machines_has_no_colour_on_a_terminal() -> None:
+    shown = on_terminal("call", "helloworld", "Helloworld.Call", '{"name":"Alice"}', "--json")
+    assert shown == '{"message": "Hello Alice"}\n'
+
+
+@served
+def test_a_long_reply_is_indented_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    words = ("call", "helloworld", "Helloworld.Count")
+    assert on_terminal(*words).startswith("[\n  7,\n  8,\n")
+    assert run(*words).out.startswith("[7, 8, ")
+
+
+@served
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [MICRO, "services"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    os.close(write)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_a_terminal_without_unicode_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    stream = io.TextIOWrapper(shown, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    main(["version"])
+    print("Łucja", file=stream, flush=True)
+    assert shown.getvalue().endswith(b"\\u0141ucja\n")
+
+
+# -- completion -----------------------------------------------------------------------------------
+
+
+def completed(monkeypatch: pytest.MonkeyPatch, *words: str) -> Done:
+    """What bash is told that the last of ``words`` could become."""
+    monkeypatch.setenv("COMP_WORDS", " ".join(["micro", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    monkeypatch.setenv("_MICRO_COMPLETE", "bash_complete")
+    return run()
+
+
+@served
+def test_services_complete_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "plain,helloworld" in completed(monkeypatch, "call", "hello").out.splitlines()
+    assert "plain,helloworld" in completed(monkeypatch, "describe", "").out.splitlines()
+
+
+@served
+def test_endpoints_complete_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = completed(monkeypatch, "call", "helloworld", "Helloworld.C")
+    assert done == (0, "plain,Helloworld.Call\nplain,Helloworld.Count\n", "")
+
+
+@served
+def test_completion_uses_the_options_before_it(
+    monkeypatch: pytest.MonkeyPatch, registry: str
+) -> None:
+    monkeypatch.setenv("MICRO_REGISTRY", "memory")
+    done = completed(monkeypatch, "--registry", registry, "call", "hello")
+    assert done == (0, "plain,helloworld\n", "")
+
+
+@pytest.mark.parametrize("url", ["memory", "nonsense", "mdns:///none?timeout=1m"])
+def test_completion_that_finds_nothing_is_silent(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("MICRO_REGISTRY", url)
+    assert completed(monkeypatch, "call", "hello") == (0, "\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_the_script_of_a_shell(
+    capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
+    assert main(["completion", shell]) == Exit.OK
+    text = capsys.readouterr().out
+    assert "_micro_completion" in text
+    assert f"_MICRO_COMPLETE={shell}_complete" in text
+
+
+def test_bash_takes_its_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = f'eval "$({MICRO} completion bash)" && complete -p micro'
+    done = run("-c", script, command=("bash", "--norc"))
+    assert (done.status, done.err) == (0, "")
+    assert "-F _micro_completion micro" in done.out
