@@ -122,7 +122,9 @@ async def _all(managers: list[Any]) -> AsyncIterator[None]:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("contract", [Contract, Abstract, Greeter])
-async def test_contract_can_be_a_protocol_an_abc_or_a_class(contract: Callable[..., Contract]) -> None:
+async def test_contract_can_be_a_protocol_an_abc_or_a_class(
+    contract: Callable[..., Contract],
+) -> None:
     async with fleet("a") as web:
         greeter = web.client("greeter", contract, name="Greeter")
         assert await greeter.call(Request("Alice")) == Response("Hello Alice")

@@ -12,11 +12,24 @@ from micro import errors
 from micro.errors import BY_NAME, Code, MicroError
 
 #: https://github.com/grpc/grpc/blob/master/doc/statuscodes.md, without OK.
-GRPC = (
-    "CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED"
-    " RESOURCE_EXHAUSTED FAILED_PRECONDITION ABORTED OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE"
-    " DATA_LOSS UNAUTHENTICATED"
-).split()
+GRPC = [
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+]
 LOCAL = {"ConfigError", "Closed", "Gap"}
 GROUP = "(never sent to a peer)"
 _BRANCH = re.compile(r"    ((?:[│ ]   )*)[├└]── (\w+|\(.*\))")

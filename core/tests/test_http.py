@@ -147,7 +147,7 @@ def request(
     return f"POST {path} HTTP/1.1\r\nHost: x\r\n{length}{lines}\r\n".encode() + body
 
 
-# -- a Go client calls us ---------------------------------------------------------------------------
+# -- a Go client calls us ----------------------------------------------------------------------
 
 UNARY_JSON = [
     "unary-json",
@@ -160,7 +160,14 @@ UNARY_JSON = [
     "raw-minimal-json",
 ]
 #: What a Go client reads of a reply; the rest of what Go's server sends is an echo of the request.
-NEEDED = ("content-type", "micro-endpoint", "micro-id", "micro-method", "micro-service", "connection")
+NEEDED = (
+    "content-type",
+    "micro-endpoint",
+    "micro-id",
+    "micro-method",
+    "micro-service",
+    "connection",
+)
 
 
 @pytest.mark.asyncio
@@ -178,7 +185,12 @@ async def test_captured_json_call_gets_what_go_answers(listener: Listener, name:
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("unary-error", 400), ("unary-no-method", 404), ("unary-no-service", 404), ("raw-bad-json", 400)],
+    [
+        ("unary-error", 400),
+        ("unary-no-method", 404),
+        ("unary-no-service", 404),
+        ("raw-bad-json", 400),
+    ],
 )
 async def test_captured_error_call_gets_go_form_of_error(
     listener: Listener, name: str, code: int
@@ -286,7 +298,9 @@ async def test_request_in_single_bytes_is_answered(listener: Listener) -> None:
 @pytest.mark.asyncio
 async def test_chunked_request_is_answered(listener: Listener) -> None:
     body = b'8\r\n{"name":\r\n8\r\n"Alice"}\r\n0\r\n\r\n'
-    got = await exchange(listener.address, request("/Helloworld/Call", body, Transfer_Encoding="chunked"))
+    got = await exchange(
+        listener.address, request("/Helloworld/Call", body, Transfer_Encoding="chunked")
+    )
     assert json.loads(got.body) == {"message": "Hello Alice"}
 
 
@@ -321,7 +335,7 @@ async def test_streams_and_topics_of_go_are_refused_clearly(listener: Listener) 
         assert word in error["detail"]
 
 
-# -- we call a Go server ----------------------------------------------------------------------------
+# -- we call a Go server -----------------------------------------------------------------------
 
 
 class GoServer:
@@ -519,7 +533,7 @@ async def test_garbage_reply_is_a_typed_error(dial: Any, garbage: bytes) -> None
         await channel.call(call(), b"{}")
 
 
-# -- plain HTTP -------------------------------------------------------------------------------------
+# -- plain HTTP --------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
@@ -538,7 +552,7 @@ async def test_curl_gets_json(listener: Listener, content_type: str | None) -> N
 async def test_web_page_cannot_call_without_asking(
     listener: Listener, content_type: str | None
 ) -> None:
-    """Browsers send these without a CORS preflight; an Origin header says that a page is behind it."""
+    """Browsers send these without a CORS preflight; Origin says that a page is behind it."""
     headers = {"Content_Type": content_type} if content_type else {}
     got = await exchange(listener.address, request(Origin="https://evil.example", **headers))
     assert got.status == 415
@@ -554,7 +568,11 @@ async def test_web_page_cannot_call_without_asking(
         (request("/"), 404, "POST /Handler/Method"),
         (request("/../admin"), 404, "POST /Handler/Method"),
         (request("/Helloworld/Call", b'{"name":'), 400, "truncated"),
-        (request("/Helloworld/Call", b'{"name":5}'), 400, "Expected `str`, got `int` - at `$.name`"),
+        (
+            request("/Helloworld/Call", b'{"name":5}'),
+            400,
+            "Expected `str`, got `int` - at `$.name`",
+        ),
         (request("/Helloworld/Call", b""), 400, "name"),
         (b"GET /Helloworld/Call HTTP/1.1\r\nHost: x\r\n\r\n", 405, "POST"),
         (b"NONSENSE\r\n\r\n", 400, "not an HTTP request"),
@@ -660,5 +678,5 @@ async def test_address_errors_say_what_to_do(transport: HTTPTransport, listener:
 @pytest.mark.asyncio
 async def test_url_with_a_host_says_where_to_put_it() -> None:
     transport = HTTPTransport(URL.parse("http://127.0.0.1:8080", source="--transport"))
-    with pytest.raises(micro.ConfigError, match="--transport.*--server_address"):
+    with pytest.raises(micro.ConfigError, match=r"--transport.*--server_address"):
         await transport.connect(Plugins().connections())

@@ -18,7 +18,7 @@ import micro
 from micro.settings import Settings
 from micro.testing import eventually
 
-PROGRAM = '''
+PROGRAM = """
 import asyncio, sys
 import micro
 
@@ -41,7 +41,7 @@ class Work:
 service = micro.Service(sys.argv.pop(1))
 service.handle(Work())
 service.run()
-'''
+"""
 
 
 class Program:
@@ -65,7 +65,9 @@ class Program:
 
     async def serving(self) -> str:
         """Wait until it serves; its address."""
-        await eventually(lambda: "serving at" in self.text or self.process.poll() is not None, within=20)
+        await eventually(
+            lambda: "serving at" in self.text or self.process.poll() is not None, within=20
+        )
         assert self.process.poll() is None, self.text
         return self.text.split("serving at ")[1].split(",")[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -23,11 +24,13 @@ class Options(msgspec.Struct, frozen=True):
     prefix: str = ""
 
 
-# -- reading ----------------------------------------------------------------------------------------
+# -- reading -----------------------------------------------------------------------------------
 
 
 def test_every_part_is_read() -> None:
-    url = URL.parse("etcd://user:secret@a:2379,b:2379/prod/eu?timeout=2&tls=true", source="--registry")
+    url = URL.parse(
+        "etcd://user:secret@a:2379,b:2379/prod/eu?timeout=2&tls=true", source="--registry"
+    )
     assert url.scheme == "etcd"
     assert url.hosts == ("a:2379", "b:2379")
     assert url.path == "prod/eu"
@@ -86,6 +89,11 @@ def test_option_without_a_value_is_empty() -> None:
     assert URL.parse("x://a?flag").query == (("flag", ""),)
 
 
+def test_bare_word_may_have_options() -> None:
+    assert URL.parse("mdns?ttl=5s&a=b") == URL.parse("mdns://?ttl=5s&a=b")
+    assert URL.parse("mdns?ttl=5s").query == (("ttl", "5s"),)
+
+
 def test_source_is_code_by_default() -> None:
     assert URL.parse("memory").source == "code"
 
@@ -100,10 +108,8 @@ def test_text_that_is_no_url_is_refused_with_its_source_and_what_to_write(text: 
 
 @given(st.text())
 def test_parse_raises_nothing_but_config_error(text: str) -> None:
-    try:
+    with suppress(ConfigError):
         URL.parse(text)
-    except ConfigError as exc:
-        assert str(exc).startswith("code: ")
 
 
 def test_url_is_frozen() -> None:
@@ -111,11 +117,13 @@ def test_url_is_frozen() -> None:
         URL.parse("memory").path = "x"  # type: ignore[misc]
 
 
-# -- writing ----------------------------------------------------------------------------------------
+# -- writing -----------------------------------------------------------------------------------
 
 _word = st.text(st.characters(codec="utf-8", categories=["L", "N"]), min_size=1, max_size=8)
 _any = st.text(st.characters(codec="utf-8"), max_size=8)
-_host = st.from_regex(r"[a-z0-9.-]{1,9}(:[0-9]{1,5})?|\[[0-9a-f:]{2,9}\](:[0-9]{1,5})?", fullmatch=True)
+_host = st.from_regex(
+    r"[a-z0-9.-]{1,9}(:[0-9]{1,5})?|\[[0-9a-f:]{2,9}\](:[0-9]{1,5})?", fullmatch=True
+)
 
 
 def urls(text: st.SearchStrategy[str]) -> st.SearchStrategy[URL]:
@@ -129,29 +137,31 @@ def urls(text: st.SearchStrategy[str]) -> st.SearchStrategy[URL]:
     )
 
 
-@given(urls(_word), st.booleans())
-def test_text_of_a_url_is_read_as_the_same_url(url: URL, has_password: bool) -> None:
+@given(url=urls(_word), has_password=st.booleans())
+def test_text_of_a_url_is_read_as_the_same_url(url: URL, *, has_password: bool) -> None:
     with_password = msgspec.structs.replace(url, password=SECRET if has_password else "")
     again = URL.parse(str(with_password))
     assert msgspec.structs.replace(again, password="") == url
     assert bool(again.password) == has_password
 
 
-@given(urls(_any), st.booleans())
+@given(url=urls(_any), has_password=st.booleans())
 def test_text_of_a_url_with_any_characters_is_read_as_the_same_url(
-    url: URL, has_password: bool
+    *, url: URL, has_password: bool
 ) -> None:
     with_password = msgspec.structs.replace(url, password=SECRET if has_password else "")
     again = URL.parse(str(with_password))
     assert msgspec.structs.replace(again, password="") == url
 
 
-@pytest.mark.parametrize("text", ["memory", "etcd://a:1,b:2/prod?timeout=2", "memory://name"])
+@pytest.mark.parametrize(
+    "text", ["memory", "etcd://a:1,b:2/prod?timeout=2", "memory://name", "mdns://?a=1"]
+)
 def test_text_of_a_url_is_what_was_written(text: str) -> None:
     assert str(URL.parse(text)) == repr(URL.parse(text)) == text
 
 
-# -- the password -----------------------------------------------------------------------------------
+# -- the password ------------------------------------------------------------------------------
 
 
 def told(text: str) -> str:
@@ -178,12 +188,15 @@ def told(text: str) -> str:
         f"etcd://user:{SECRET}@a?nonsense=1",
         f"etcd://user:p@{SECRET}@a",
         f"etcd://user:p:{SECRET}@a",
+        f"etcd://user:p@w/{SECRET}@a",
+        f"etcd://user:p@w?{SECRET}@a",
         f"user:{SECRET}@a:2379",
         f"Etcd://user:{SECRET}@a",
         f"etcd:user:{SECRET}@a",
         f"etcd//user:{SECRET}@a",
         f"://user:{SECRET}@a",
         f"user:{SECRET}@a://b",
+        f"user:{SECRET}?b@a:2379",
     ],
 )
 def test_password_is_in_no_text(text: str) -> None:
@@ -206,7 +219,7 @@ def test_password_with_any_characters_is_in_no_text(before: str, after: str) -> 
 URL_LIKE = re.compile(r"etcd://user:[^@]*@a:2379")
 
 
-# -- options ----------------------------------------------------------------------------------------
+# -- options -----------------------------------------------------------------------------------
 
 
 def test_options_that_are_not_given_have_their_defaults() -> None:
@@ -224,7 +237,7 @@ def test_float_option_takes_durations(text: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("text", "value"), [("true", True), ("false", False), ("1", True), ("0", False)]
 )
-def test_boolean_option_takes_true_and_false(text: str, value: bool) -> None:
+def test_boolean_option_takes_true_and_false(text: str, *, value: bool) -> None:
     assert URL.parse(f"x://a?tls={text}").options(Options).tls is value
 
 
@@ -264,13 +277,11 @@ def test_option_of_what_takes_none_is_refused_so() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["timeout", "tls", "retries", "prefix", "x"]), _any)))
 def test_options_raise_nothing_but_config_error(query: list[tuple[str, str]]) -> None:
-    try:
+    with suppress(ConfigError):
         URL(scheme="x", query=tuple(query)).options(Options)
-    except ConfigError as exc:
-        assert str(exc).startswith("code: x: ")
 
 
-# -- durations --------------------------------------------------------------------------------------
+# -- durations ---------------------------------------------------------------------------------
 
 _UNITS: dict[str, Callable[[float], float]] = {
     "": lambda number: number,
@@ -297,13 +308,11 @@ def test_text_that_is_no_duration_is_refused_with_what_it_was_for(text: str) -> 
 
 @given(st.text(max_size=10))
 def test_duration_is_finite_and_not_negative_or_refused(text: str) -> None:
-    try:
+    with suppress(ConfigError):
         assert 0 <= seconds(text, "x") < float("inf")
-    except ConfigError:
-        pass
 
 
-# -- suggestions ------------------------------------------------------------------------------------
+# -- suggestions -------------------------------------------------------------------------------
 
 
 def test_suggestion_is_the_nearest_word() -> None:

@@ -1,10 +1,10 @@
 """Micro: a framework for distributed systems.
 
-    import micro
+import micro
 
-    service = micro.Service("helloworld")
-    service.handle(Helloworld())
-    service.run()
+service = micro.Service("helloworld")
+service.handle(Helloworld())
+service.run()
 """
 
 from micro.call import Body, Call, Context, Handler, Middleware, Reply, context
@@ -47,6 +47,7 @@ from micro.transport import Transport
 from micro.url import URL
 
 __all__ = [
+    "URL",
     "Aborted",
     "AlreadyExists",
     "Body",
@@ -83,7 +84,6 @@ __all__ = [
     "Snapshot",
     "TooLarge",
     "Transport",
-    "URL",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

@@ -54,14 +54,36 @@ class Backend(ABC, Generic[F]):
 
 
 class _Shared:
-    """One client and how many hold it."""
+    """One client, how many hold it, and the task that enters it and leaves it."""
 
     def __init__(self, manager: AbstractAsyncContextManager[Any]) -> None:
-        self.manager = manager
         self.users = 0
-        self.opening = asyncio.Lock()
-        self.value: Any = None
-        self.open = False
+        self.ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.ready.add_done_callback(_looked_at)
+        self._released = asyncio.Event()
+        self._task = asyncio.create_task(self._keep(manager), name="micro.backend client")
+
+    async def aclose(self) -> None:
+        """Leave the client; one that is still being entered is cancelled."""
+        self._released.set()
+        if not self.ready.done():
+            self._task.cancel()
+        (outcome,) = await asyncio.gather(self._task, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            raise outcome
+
+    async def _keep(self, manager: AbstractAsyncContextManager[Any]) -> None:
+        try:
+            async with manager as value:
+                self.ready.set_result(value)
+                await self._released.wait()
+        except BaseException as exc:
+            if self.ready.done():
+                raise
+            if isinstance(exc, Exception):
+                self.ready.set_exception(exc)
+            else:
+                self.ready.cancel()
 
 
 class Connections:
@@ -76,44 +98,62 @@ class Connections:
     ) -> None:
         self.shared: Connections = shared or self
         self._entries = {} if entries is None else entries
-        self._held: list[Hashable] = []
+        self._held: list[tuple[Hashable, _Shared]] = []
         self._closed = False
 
     async def get(self, key: Hashable, make: Callable[[], AbstractAsyncContextManager[C]]) -> C:
         """The client under ``key``; the first call makes and enters it, however many ask at once.
 
+        It is entered and left in one task of its own. A failure to enter it is told to all who
+        wait; who asks later tries again.
+
         Raises:
-            Closed: after ``aclose``.
+            Closed: after ``aclose``, or when it comes before the client is there.
         """
         if self._closed:
             raise Closed("connections: used after they were closed")
-        entry = self._entries.setdefault(key, _Shared(make()))
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = _Shared(make())
         entry.users += 1
+        self._held.append((key, entry))
         try:
-            async with entry.opening:
-                if not entry.open:
-                    entry.value = await entry.manager.__aenter__()
-                    entry.open = True
-        except BaseException:
-            self._forget(key, entry)
+            return cast("C", await asyncio.shield(entry.ready))
+        except BaseException as exc:
+            if self._closed:  # it was given back by aclose
+                raise Closed("connections: closed before the client was there") from exc
+            self._held.remove((key, entry))
+            await self._give_back(key, entry)
             raise
-        self._held.append(key)
-        return cast("C", entry.value)
 
     async def aclose(self) -> None:
-        """Close what nobody else holds, the youngest first. A second call does nothing."""
+        """Close what nobody else holds, the youngest first. A second call does nothing.
+
+        Raises:
+            Exception: the first with which a client closed; all are closed nevertheless.
+        """
         self._closed = True
+        errors: list[Exception] = []
         while self._held:
-            key = self._held.pop()
-            entry = self._entries[key]
-            if self._forget(key, entry):
-                await entry.manager.__aexit__(None, None, None)
+            try:
+                await self._give_back(*self._held.pop())
+            except Exception as exc:  # a client that closes badly must not keep the others open
+                errors.append(exc)
         if self.shared is not self:
             await self.shared.aclose()
+        if errors:
+            raise errors[0]
 
-    def _forget(self, key: Hashable, entry: _Shared) -> bool:
-        """Count one user less; True when it was the last."""
+    async def _give_back(self, key: Hashable, entry: _Shared) -> None:
         entry.users -= 1
-        if not entry.users:
+        failed = entry.ready.done() and (entry.ready.cancelled() or entry.ready.exception())
+        if (not entry.users or failed) and self._entries.get(key) is entry:
             del self._entries[key]
-        return not entry.users
+        if not entry.users:
+            await entry.aclose()
+
+
+def _looked_at(ready: asyncio.Future[Any]) -> None:
+    """A failure that nobody waits for any more is no news."""
+    if not ready.cancelled():
+        ready.exception()

@@ -38,8 +38,8 @@ Body: TypeAlias = bytes
 class Call(msgspec.Struct, kw_only=True):
     """One request as it travels.
 
-    ``endpoint`` is ``Handler.Method``; ``metadata`` has lower-case names; ``deadline`` is a moment of
-    ``time.monotonic()``. ``id`` and ``peer`` (the caller's address) are known on the server.
+    ``endpoint`` is ``Handler.Method``; ``metadata`` has lower-case names; ``deadline`` is a moment
+    of ``time.monotonic()``. ``id`` and ``peer`` (the caller's address) are known on the server.
     """
 
     service: str
@@ -74,8 +74,8 @@ def compose(middleware: Iterable[Middleware], handler: Handler) -> Handler:
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """The call that runs now, for code of its handler.
 
-    ``deadline`` is a moment of ``time.monotonic()``; what is put into ``reply_metadata`` goes to the
-    caller with the reply.
+    ``deadline`` is a moment of ``time.monotonic()``; what is put into ``reply_metadata`` goes to
+    the caller with the reply.
     """
 
     id: str
@@ -124,13 +124,15 @@ def enter(call: Call) -> Context:
     return entered
 
 
-# -- metadata ---------------------------------------------------------------------------------------
+# -- metadata ----------------------------------------------------------------------------------
 
 _NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,256}")
-_FORBIDDEN = re.compile(r"[\r\n\x00]")
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _RESERVED = frozenset(
-    "accept accept-encoding connection content-encoding content-length content-type date expect host"
-    " keep-alive origin proxy-connection te timeout trailer transfer-encoding upgrade user-agent".split()
+    """
+    accept accept-encoding connection content-encoding content-length content-type date expect host
+    keep-alive origin proxy-connection te timeout trailer transfer-encoding upgrade user-agent
+    """.split()  # noqa: SIM905 - a list of so many words reads better so
 )
 _RESERVED_PREFIXES = ("micro-", "x-micro-", "proxy-", "sec-")
 #: Most bytes of one metadata value.
@@ -138,7 +140,7 @@ METADATA_VALUE = 8 * 1024
 
 
 def reserved(name: str) -> bool:
-    """Whether a lower-case metadata name belongs to the protocol; callers can neither set nor see it."""
+    """Whether a lower-case name belongs to the protocol; callers can neither set nor see it."""
     return name in _RESERVED or name.startswith(_RESERVED_PREFIXES)
 
 
@@ -157,19 +159,22 @@ def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
             raise InvalidArgument(f"metadata name {name!r} is reserved for the protocol")
         if _FORBIDDEN.search(value) or value != value.strip(" \t"):
             raise InvalidArgument(
-                f"metadata {name!r}: a value has no CR, LF or NUL, and no blank at its ends"
+                f"metadata {name!r}: a value has no CR, LF or NUL, no other control character, "
+                "and no blank at its ends"
             )
-        if len(value.encode("utf-8", "surrogatepass")) > METADATA_VALUE:
+        if len(value.encode()) > METADATA_VALUE:
             raise TooLarge(f"metadata {name!r} is over {METADATA_VALUE} bytes")
         checked[lower] = value
     return checked
 
 
-# -- errors on the wire -----------------------------------------------------------------------------
+# -- errors on the wire ------------------------------------------------------------------------
 # Go Micro's form: {"id":"helloworld","code":400,"detail":"...","status":"Bad Request"}. "kind" is
 # ours: the name of our class, which Go's parser ignores and which keeps the sixteen codes apart.
 
-_DETAIL = 4096
+#: Most characters of an error's text, and of its other parts, as they travel.
+_DETAIL = 1000
+_PART = 200
 _PHRASES = {
     400: "Bad Request",
     401: "Unauthorized",
@@ -218,13 +223,21 @@ class _WireError(msgspec.Struct):
 def encode_error(error: MicroError, *, id: str) -> str:
     """The JSON of an error, ASCII only so that it fits a header. ``id`` names who raises it."""
     fields = {
-        "id": error.id or id,
+        "id": (error.id or id)[:_PART],
         "code": error.status,
-        "detail": error.detail[:_DETAIL],
-        "status": _PHRASES[error.status],
-        "kind": type(error).__name__,
+        "detail": error.detail[:_DETAIL].encode(errors="replace").decode(),
+        "status": _PHRASES.get(error.status, ""),
+        "kind": _kind(error),
     }
-    return json.dumps({name: value for name, value in fields.items() if value}, separators=(",", ":"))
+    return json.dumps(
+        {name: value for name, value in fields.items() if value}, separators=(",", ":")
+    )
+
+
+def _kind(error: MicroError) -> str:
+    """The nearest class that travels; a program may have made subclasses of its own."""
+    names = [cls.__name__ for cls in type(error).__mro__ if BY_NAME.get(cls.__name__) is cls]
+    return names[0] if names else ""
 
 
 def decode_error(text: str) -> MicroError:
@@ -232,10 +245,12 @@ def decode_error(text: str) -> MicroError:
     try:
         wire = msgspec.json.decode(text, type=_WireError)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
+        text = text[:_DETAIL]
         if text.startswith(_GO_NOT_FOUND):
             return EndpointNotFound(text, remote=True)
         if text.startswith(_GO_ILL_FORMED):
             return InvalidArgument(text, remote=True)
-        return Unknown(text[:_DETAIL], remote=True)
+        return Unknown(text, remote=True)
     kind = BY_NAME.get(wire.kind) or _BY_STATUS.get(wire.code, Unknown)
-    return kind(wire.detail[:_DETAIL] or wire.status, id=wire.id, remote=True)
+    detail = wire.detail or wire.status
+    return kind(detail[:_DETAIL], id=wire.id[:_PART], remote=True)

@@ -84,9 +84,7 @@ class Client:
         self._channels: dict[str, asyncio.Task[Channel]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def __call__(
-        self, service: str, contract: Callable[..., T], *, name: str | None = None
-    ) -> T:
+    def __call__(self, service: str, contract: Callable[..., T], *, name: str | None = None) -> T:
         """A typed client: an object with the methods of ``contract``, each a call of ``service``.
 
         ``contract`` is a Protocol, an ABC or a class; ``name`` stands for its own name in the names
@@ -137,7 +135,7 @@ class Client:
         metadata: Mapping[str, str] = _NO_METADATA,
         content_type: str | None = None,
     ) -> Any:
-        """Call ``endpoint`` (``Handler.Method``) of ``service`` and return its reply as ``returns``.
+        """Call ``endpoint`` (``Handler.Method``) of ``service``; the reply is a ``returns``.
 
         ``timeout`` is in seconds, the service's ``request_timeout`` by default; inside a handler
         never longer than the handler's own. ``bytes`` travel as they are, other requests as JSON.
@@ -211,7 +209,9 @@ class Client:
             if not timer.expired():
                 raise
             took = call.deadline - now
-            raise DeadlineExceeded(f"{call.service} {call.endpoint}: no reply in {took:.3g} s") from None
+            raise DeadlineExceeded(
+                f"{call.service} {call.endpoint}: no reply in {took:.3g} s"
+            ) from None
 
     async def _transmit(self, call: Call, body: Body) -> Reply:
         target = self._targets.get(call.service) or await self._target(call.service)
@@ -254,18 +254,25 @@ class Client:
         await view.aclose()
 
     async def _nobody(self, target: _Target) -> list[Node]:
-        """Nodes that the consistent read still finds, or the error that tells why there are none."""
+        """Nodes that the consistent read finds, or the error that tells why there are none."""
         registry = await self._means().registry()
+        # At once, since each may wait for answers from a network.
+        hint = asyncio.create_task(_similar(registry, target.service))
         try:
-            found = target.speaking(await registry.get(target.service))
+            nodes = await registry.get(target.service)
         except ServiceNotFound:
             if self._targets.pop(target.service, None):
                 await self._release(target.service)
-            hint = await _similar(registry, target.service)
-            raise ServiceNotFound(f"service {target.service!r} is not registered{hint}") from None
+            text = f"service {target.service!r} is not registered{await hint}"
+            raise ServiceNotFound(text) from None
+        finally:
+            hint.cancel()
+            await asyncio.gather(hint, return_exceptions=True)
+        found = target.speaking(nodes)
         if not found:
             raise Unavailable(
-                f"no node of {target.service!r} speaks {target.transport}; choose another transport",
+                f"no node of {target.service!r} speaks {target.transport}; "
+                "choose another with --transport",
                 sent=False,
             )
         return found
@@ -323,7 +330,7 @@ class _Target:
         return self._candidates
 
     def speaking(self, nodes: Iterable[Node]) -> list[Node]:
-        """Those that speak our transport; Go's gRPC servers share the registry, but not the wire."""
+        """Those that speak our transport; Go's gRPC servers share the registry, not the wire."""
         return [
             node
             for node in nodes
@@ -412,5 +419,3 @@ async def _similar(registry: Registry, service: str) -> str:
 async def _close(dialled: asyncio.Task[Channel]) -> None:
     channel = await dialled
     await channel.aclose(grace=_GRACE)
-
-

@@ -15,10 +15,11 @@ JSON_DEPTH = 64
 #: Most values in one JSON message.
 JSON_ITEMS = 100_000
 
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# A string that does not end counts to the end: looking for its end from each quote would be slow.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_EMPTY = re.compile(rb"\{\s*\}|\[\s*\]")
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_INTEGER = b"0" * 19
-_DEEP_LINE = b"\n" + b" " * JSON_DEPTH
 _untyped = msgspec.json.Decoder()
 _encode = msgspec.json.Encoder().encode
 
@@ -128,27 +129,34 @@ def _refuse_ambiguous(body: bytes) -> None:
     if brackets + body.count(b",") > JSON_ITEMS:
         _refuse_many(body)
     colons = body.count(b":")
-    if brackets > JSON_DEPTH and _DEEP_LINE in msgspec.json.format(body, indent=1):
-        _refuse_deep([_untyped.decode(body)], JSON_DEPTH + 1)
+    tree = _untyped.decode(body) if colons or brackets > JSON_DEPTH else None
+    if brackets > JSON_DEPTH:
+        _refuse_deep(tree)
     if _LONG_INTEGER in body.translate(_DIGITS_TO_ZERO) or (colons > 1 and b"\\u" in body):
         _parse_again(body)
-    elif colons > 1 and _encode(_untyped.decode(body)).count(b":") != colons:
+    elif colons > 1 and _encode(tree).count(b":") != colons:
         # msgspec keeps the last of equal names: one was dropped between reading and writing.
         _parse_again(body)
 
 
 def _refuse_many(body: bytes) -> None:
-    bare = _STRING.sub(b"", body)
+    bare = _EMPTY.sub(b"0", _STRING.sub(b"0", body))
     if bare.count(b"{") + bare.count(b"[") + bare.count(b",") > JSON_ITEMS:
         raise DecodeError(f"the JSON has more than {JSON_ITEMS:,} values")
 
 
-def _refuse_deep(tree: Any, levels: int) -> None:
-    if not levels and isinstance(tree, (dict, list)):
-        raise DecodeError(f"the JSON has more than {JSON_DEPTH} levels")
-    for item in tree.values() if isinstance(tree, dict) else tree:
-        if isinstance(item, (dict, list)):
-            _refuse_deep(item, levels - 1)
+def _refuse_deep(tree: Any) -> None:
+    level: list[Any] = [[tree]]
+    for _ in range(JSON_DEPTH + 1):
+        level = [
+            item
+            for inner in level
+            for item in (inner.values() if type(inner) is dict else inner)
+            if type(item) is dict or type(item) is list
+        ]
+        if not level:
+            return
+    raise DecodeError(f"the JSON has more than {JSON_DEPTH} levels")
 
 
 def _parse_again(body: bytes) -> None:

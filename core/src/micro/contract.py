@@ -22,6 +22,7 @@ _ENDPOINT = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
 _NOT_CONTRACT = (object, Protocol, Generic)
 #: How deep the fields of messages are described, as in Go Micro.
 _DEPTH = 3
+_INNER = ("item_type", "key_type", "value_type")
 
 
 def endpoint(*, name: str) -> Callable[[T], T]:
@@ -43,8 +44,8 @@ def endpoint(*, name: str) -> Callable[[T], T]:
 class Method(msgspec.Struct, frozen=True, kw_only=True):
     """One method as an endpoint.
 
-    ``request`` is the type of its message: that of its one message parameter, or a Struct of all its
-    parameters, whose names are then in ``fields``.
+    ``request`` is the type of its message: that of its one message parameter, or a Struct of all
+    its parameters, whose names are then in ``fields``.
     """
 
     attribute: str
@@ -98,7 +99,7 @@ def read_contract(contract: type, name: str | None) -> list[Method]:
         elif not inspect.iscoroutinefunction(value) and not _streams(value):
             problems.append(f"{attribute} is public and no RPC: write async def, or _{attribute}")
         else:
-            methods += _method(value, name or contract.__name__, problems)
+            methods += _method(attribute, value, name or contract.__name__, problems)
     return _checked(methods, problems, f"contract {contract.__qualname__}")
 
 
@@ -110,9 +111,9 @@ def read_handler(handler: object, name: str | None) -> list[Method]:
     """
     problems: list[str] = []
     methods: list[Method] = []
-    for _, value in _public(type(handler)):
+    for attribute, value in _public(type(handler)):
         if inspect.isfunction(value):
-            methods += _method(value, name or type(handler).__name__, problems)
+            methods += _method(attribute, value, name or type(handler).__name__, problems)
     return _checked(methods, problems, f"handler {type(handler).__qualname__}")
 
 
@@ -130,14 +131,15 @@ def _public(contract: type) -> list[tuple[str, Any]]:
     found: dict[str, Any] = {}
     for cls in reversed(contract.__mro__):
         if cls not in _NOT_CONTRACT and cls.__module__ != "abc":
-            found |= dict.fromkeys(cls.__dict__.get("__annotations__", {}))
+            found |= dict.fromkeys(inspect.get_annotations(cls))
             found |= vars(cls)
     return [(name, value) for name, value in found.items() if not name.startswith("_")]
 
 
-def _method(function: Callable[..., Any], owner: str, problems: list[str]) -> list[Method]:
+def _method(
+    where: str, function: Callable[..., Any], owner: str, problems: list[str]
+) -> list[Method]:
     """The method as an endpoint; nothing, and the problems told, when it cannot be one."""
-    where = function.__name__
     before = len(problems)
     try:
         hints = get_type_hints(function)
@@ -152,7 +154,11 @@ def _method(function: Callable[..., Any], owner: str, problems: list[str]) -> li
         problems.append(f"{where}: no return annotation; write -> Response, or -> None")
     if len(problems) > before:
         return []
-    request, fields = _request(function, parameters, hints)
+    try:
+        request, fields = _request(where, parameters, hints)
+    except (TypeError, ValueError) as exc:
+        problems.append(f"{where}: its parameters make no message: {exc}")
+        return []
     response = hints["return"]
     for shape in (request, response):
         problems += [f"{where}: {problem}" for problem in _unusable(shape)]
@@ -184,7 +190,7 @@ def _check_parameter(
 
 
 def _request(
-    function: Callable[..., Any], parameters: list[inspect.Parameter], hints: dict[str, Any]
+    where: str, parameters: list[inspect.Parameter], hints: dict[str, Any]
 ) -> tuple[Any, tuple[str, ...] | None]:
     """The type of the request and, when it is made of all parameters, their names."""
     shapes = [hints[parameter.name] for parameter in parameters]
@@ -196,7 +202,7 @@ def _request(
         else (parameter.name, hints[parameter.name], parameter.default)
         for parameter in parameters
     ]
-    struct = msgspec.defstruct(_camel(function.__name__) + "Request", fields, kw_only=True)
+    struct = msgspec.defstruct(_camel(where) + "Request", fields, kw_only=True)
     return struct, tuple(parameter.name for parameter in parameters)
 
 
@@ -220,30 +226,35 @@ def _unusable(shape: Any) -> list[str]:
     """Why no message can have this type."""
     if _is_stream(shape):
         return ["streams (AsyncIterator) are not supported yet by this version"]
-    from msgspec.inspect import CustomType, type_info
+    from msgspec.inspect import type_info
 
     try:
         told = type_info(shape)
     except TypeError as exc:
         return [str(exc)]
-    if isinstance(told, CustomType):
-        return [
-            f"{told.cls.__qualname__} is no message type; "
-            "use a dataclass, a msgspec.Struct, a TypedDict or plain parameters"
-        ]
-    return [
-        f"field {field.name!r} of {_type_name(told)} has the type {field.type.cls.__qualname__}, "
-        "which no message can hold"
-        for field in getattr(told, "fields", ())
-        if isinstance(field.type, CustomType)
-    ]
+    hint = "use a dataclass, a msgspec.Struct, a TypedDict or plain parameters"
+    return [f"{name} is no message type; {hint}" for name in sorted(_custom(told, set()))]
+
+
+def _custom(told: Any, seen: set[int]) -> set[str]:
+    """The names of all types, however deep inside, that no message can hold."""
+    if id(told) in seen:
+        return set()
+    seen.add(id(told))
+    if type(told).__name__ == "CustomType":
+        return {told.cls.__qualname__}
+    inner = [field.type for field in getattr(told, "fields", ())]
+    inner += [getattr(told, name) for name in _INNER if hasattr(told, name)]
+    for name in ("types", "item_types"):
+        inner += getattr(told, name, ())
+    return set().union(*(_custom(one, seen) for one in inner))
 
 
 def _camel(name: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
 
 
-# -- what the registry tells ------------------------------------------------------------------------
+# -- what the registry tells -------------------------------------------------------------------
 
 _GO_TYPES = {
     "AnyType": "any",

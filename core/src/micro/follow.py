@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Iterable
 from contextlib import aclosing
-from typing import Literal
+from typing import Literal, Self
 
 from micro.errors import Closed, Gap, MicroError, ServiceNotFound, Unavailable
 from micro.registry import Change, Node, Registry, Snapshot
@@ -24,8 +24,8 @@ class View:
     """What a registry says of one service (None: of all), kept true by one task.
 
     The task follows, and whatever ends the stream it follows again: from the last mark, or from a
-    new snapshot after a Gap. While it cannot, the last nodes stay and ``state`` is stale. ``ttl`` is
-    how long, in seconds, nodes are kept against an empty snapshot that nothing confirms: such a
+    new snapshot after a Gap. While it cannot, the last nodes stay and ``state`` is stale. ``ttl``
+    is how long, in seconds, nodes are kept against an empty snapshot that nothing confirms: such a
     snapshot, right after an outage, proves nothing.
     """
 
@@ -81,8 +81,9 @@ class View:
         while True:
             try:
                 async with aclosing(self._registry.follow(self._service, mark)) as stream:
-                    async for mark, item in stream:
+                    async for after, item in stream:
                         await self._take(item)
+                        mark = after
                         failures = 0
                 self._failed(Unavailable("the stream of changes ended"))
             except Gap as exc:
@@ -162,10 +163,10 @@ class Watch:
     """A live view of a service's nodes: ``async with client.watch(service) as watch``.
 
     Once entered, the first snapshot is in: ``nodes`` is what the registry says, by id. Iterating
-    gives each Change from then on; changes of one node that the reader is too slow for are merged, so
-    that applying what is read always leads to ``nodes``. During an outage ``state`` is ``stale``,
-    ``nodes`` are the last known, ``age`` is how many seconds old they are and ``error`` is the cause.
-    The iterator ends when the watch or its client is closed.
+    gives each Change from then on; changes of one node that the reader is too slow for are merged,
+    so that applying what is read always leads to ``nodes``. During an outage ``state`` is
+    ``stale``, ``nodes`` are the last known, ``age`` is how many seconds old they are and ``error``
+    is the cause. The iterator ends when the watch or its client is closed.
     """
 
     def __init__(self, view: View) -> None:
@@ -190,7 +191,7 @@ class Watch:
     def error(self) -> Exception | None:
         return self._view.error
 
-    async def __aenter__(self) -> Watch:
+    async def __aenter__(self) -> Self:
         await self._view.entered()
         self._view._watches.add(self)
         return self
@@ -199,7 +200,7 @@ class Watch:
         self._view._watches.discard(self)
         self._end()
 
-    def __aiter__(self) -> Watch:
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Change:

@@ -12,28 +12,36 @@ _LEVELS = ("debug", "info", "warning", "error")
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31"}
 
 
+def printable(text: str) -> str:
+    """``text`` on one line; escaped is what would forge a line, move a cursor or hide a letter."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class LineFormatter(logging.Formatter):
-    """``12:00:01.123 INFO  micro.service  text``; a line break in the text cannot forge a line."""
+    """``12:00:01.123 INFO  micro.service  text``; the lines of a traceback follow, indented."""
 
     def __init__(self, *, colour: bool) -> None:
         super().__init__()
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        text = text.replace("\r", "\\r").replace("\n", "\\n")
         level = f"{record.levelname:<7}"
         if self._colour:
             level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
         moment = f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03d}"
-        line = f"{moment} {level} {record.name}  {text}"
+        line = f"{moment} {level} {record.name}  {printable(record.getMessage())}"
         if record.exc_info:
-            line = f"{line}\n{self.formatException(record.exc_info)}"
+            traceback = self.formatException(record.exc_info).splitlines()
+            line = "\n    ".join([line, *map(printable, traceback)])
         return line
 
 
-def configure(level: str, *, source: str, stream: TextIO | None = None) -> None:
+def configure(
+    level: str, *, source: str, colour: bool = True, stream: TextIO | None = None
+) -> None:
     """Send the logs of this process to ``stream`` (stderr), unless the program has set up its own.
+
+    Lines have colours when ``colour`` is true and the stream is a terminal.
 
     Raises:
         ConfigError: no such level; the text names ``source``.
@@ -44,6 +52,6 @@ def configure(level: str, *, source: str, stream: TextIO | None = None) -> None:
     if not root.handlers:
         stream = stream or sys.stderr
         handler = logging.StreamHandler(stream)
-        handler.setFormatter(LineFormatter(colour=stream.isatty()))
+        handler.setFormatter(LineFormatter(colour=colour and stream.isatty()))
         root.addHandler(handler)
     logging.getLogger("micro").setLevel(level.upper())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ class Plugins:
         """The backend of ``kind`` that ``url`` selects, made and not yet connected.
 
         Raises:
-            ConfigError: no backend has that scheme; the text names those that do, and ``url.source``.
+            ConfigError: no backend has that scheme; names those that do, and ``url.source``.
         """
         word = kind.__name__.lower()
         for key, added in self._added.items():
@@ -78,16 +78,30 @@ class Plugins:
             try:
                 manager.register(plugin)
                 manager.check_pending()
-            except (pluggy.PluginValidationError, ValueError) as exc:
+            except (pluggy.PluginValidationError, ValueError, TypeError) as exc:
                 raise ConfigError(f"plugin {plugin!r}: {exc}") from exc
-        for backends in manager.hook.micro_backends():
+            if not manager.get_hookcallers(plugin):
+                raise ConfigError(
+                    f"plugin {plugin!r} has no hook; mark one with micro.hookspecs.hookimpl"
+                )
+        given = manager.hook.micro_backends()
+        if len(given) < len(manager.hook.micro_backends.get_hookimpls()):
+            raise ConfigError("plugin: micro_backends gave None, not a list of classes")
+        for backends in given:
+            if not isinstance(backends, Iterable):
+                raise ConfigError(
+                    f"plugin: micro_backends gave {backends!r}, not a list of classes"
+                )
             for backend in backends:
                 self._claim(backend)
 
-    def _claim(self, backend: type[Backend[Any]]) -> None:
-        kinds = [kind for kind in (Registry, Transport) if issubclass(backend, kind)]
+    def _claim(self, backend: Any) -> None:
+        is_class = isinstance(backend, type)
+        kinds = [kind for kind in (Registry, Transport) if is_class and issubclass(backend, kind)]
         if not kinds:
             raise ConfigError(f"plugin: {backend!r} is neither a Registry nor a Transport")
+        if not getattr(backend, "schemes", ()):
+            raise ConfigError(f"plugin: {backend!r} names no schemes")
         for scheme in backend.schemes:
             key = (kinds[0], scheme)
             other = self._added.get(key) or _BUILT_IN.get(key)

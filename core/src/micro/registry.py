@@ -12,6 +12,7 @@ import msgspec
 from micro.backend import Backend
 from micro.errors import InvalidArgument
 
+_PORT = re.compile(r"[0-9]{1,5}")
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 #: Most bytes of one registered node, as JSON.
 NODE_SIZE = 64 * 1024
@@ -67,8 +68,8 @@ class RegistryFeatures(msgspec.Struct, frozen=True, kw_only=True):
     """What a registry can do.
 
     ``min_ttl`` is the least time to live, in seconds, that it keeps; ``converge`` the seconds in
-    which every other client sees a change; with ``ignores_case`` names that differ only in case are
-    one service.
+    which every other client sees a change; with ``ignores_case`` names that differ only in case
+    are one service.
     """
 
     min_ttl: float
@@ -80,9 +81,9 @@ class Registry(Backend[RegistryFeatures]):
     """Where nodes are registered and found.
 
     A node is known by its service and its id. One that is not registered again within its time to
-    live disappears within twice that time, and never before it. The registry starts no timer to keep
-    a node registered: its owner calls ``register`` as heartbeat. An outage raises Unavailable and is
-    never told as an empty answer.
+    live disappears within twice that time, and never before it. The registry starts no timer to
+    keep a node registered: its owner calls ``register`` as heartbeat. An outage raises Unavailable
+    and is never told as an empty answer.
 
     Names of services are dot-separated labels of ``[A-Za-z0-9_-]``, 63 each and 200 in all; every
     method raises InvalidArgument for others, and Closed after ``aclose``.
@@ -157,7 +158,7 @@ def check_node(node: Node) -> Node:
     if not _LABEL.fullmatch(node.id) or len(node.id) > 46:
         raise InvalidArgument(f"node id {node.id[:80]!r}: write 1 to 46 of A-Z a-z 0-9 _ -")
     host, _, port = node.address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
         raise InvalidArgument(f"node address {node.address[:80]!r}: write host:port")
     return node
 

@@ -145,7 +145,9 @@ class Server:
     def _not_found(self, name: str) -> EndpointNotFound:
         known = sorted(self._endpoints)
         near = get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20])}"
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20])}"
+        )
         return EndpointNotFound(f"there is no endpoint {name[:80]!r}; {hint}")
 
     def _health(self, path: str) -> Reply:
@@ -190,5 +192,3 @@ def _threaded(server: Server, function: Callable[..., Any]) -> Callable[..., Awa
         return await server.run_in_thread(partial(function, *args, **kwargs))
 
     return run
-
-

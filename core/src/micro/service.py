@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 import msgspec
 
@@ -45,8 +45,8 @@ class Service:
 
     ``registry`` and ``transport`` are URLs, which the environment and flags override, or objects,
     which nothing overrides. Times are in seconds. ``middleware`` wraps the calls that come in,
-    ``client_middleware`` those that go out; the first is outermost. ``lifespan(service)`` brackets the
-    handlers: entered before the service is registered, left when its calls have ended.
+    ``client_middleware`` those that go out; the first is outermost. ``lifespan(service)`` brackets
+    the handlers: entered before the service is registered, left when its calls have ended.
 
     Making it does no I/O. ``async with service`` reads the environment and runs it inside of a
     program of yours; ``service.run()`` is the program.
@@ -95,17 +95,20 @@ class Service:
         self.call: Final = self.client.call
 
     def handle(self, handler: object, *, name: str | None = None) -> None:
-        """Serve the public methods of ``handler``: method ``say_hello`` of class ``Greeter`` is the
-        endpoint ``Greeter.SayHello``. ``name`` stands for the class's name.
+        """Serve the public methods of ``handler``.
+
+        Method ``say_hello`` of class ``Greeter`` is the endpoint ``Greeter.SayHello``. ``name``
+        stands for the class's name.
 
         Raises:
-            ConfigError: a method cannot be an endpoint, or the endpoint exists; lists every problem.
+            ConfigError: a method cannot be an endpoint, or the endpoint exists; lists all that
+                is wrong.
         """
         if self._running is not None:
             raise ConfigError(f"{self.name}: add handlers before the service starts")
         self._server.handle(handler, name=name)
 
-    async def __aenter__(self) -> Service:
+    async def __aenter__(self) -> Self:
         """Read the environment, open, serve, register.
 
         Raises:
@@ -139,8 +142,9 @@ class Service:
     def run(self, args: Sequence[str] | None = None) -> None:
         """Be the program: flags (``sys.argv`` by default), environment, serve until a signal.
 
-        SIGTERM or SIGINT drains and returns, within 10 s; a second one stops at once. A wrong setting, or a
-        backend that cannot be reached, ends the process with a text and status 2 or 1.
+        SIGTERM or SIGINT drains and returns, within 10 s; a second one stops at once. A wrong
+        setting, or a backend that cannot be reached, ends the process with a text and status 2 or
+        1.
         """
         try:
             settings = Settings(sys.argv[1:] if args is None else args)
@@ -148,7 +152,7 @@ class Service:
                 print(usage(sys.argv[0]))
                 return
             level = settings.text("log_level", None, "info")
-            configure(level.text, source=level.source)
+            configure(level.text, source=level.source, colour=settings.colour)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 status = runner.run(self._until_signal(settings))
                 if status:
@@ -209,7 +213,9 @@ class Service:
     ) -> None:
         """Leave so that no call fails: tell all, serve those who have not heard, end what runs."""
         wait = min(registry.features.converge, _PROPAGATION)
-        log.info("%s: stopping; serving %g s more until callers know (again to force)", self.name, wait)
+        log.info(
+            "%s: stopping; serving %g s more until callers know (again to force)", self.name, wait
+        )
         await registration.stop()
         await asyncio.sleep(wait)
         await listener.drain(_GRACE)
@@ -219,9 +225,9 @@ class Service:
         if transport.features.multi_process and not _is_loopback(given.text):
             if not running.insecure:
                 raise ConfigError(
-                    f"{given.source}: server_address {given.text} can be reached from other machines, "
-                    "without TLS; listen at 127.0.0.1, or accept it with --server_insecure "
-                    "(MICRO_SERVER_INSECURE=true)"
+                    f"{given.source}: server_address {given.text} can be reached from other "
+                    "machines, without TLS; listen at 127.0.0.1, or accept it with "
+                    "--server_insecure (MICRO_SERVER_INSECURE=true)"
                 )
             log.warning("%s: listening at %s without TLS, as asked", self.name, given.text)
         try:
@@ -283,7 +289,9 @@ class _Running:
         self.register_ttl = settings.duration("register_ttl", code.register_ttl, 30.0)
         third = self.register_ttl / 3
         self.interval = settings.duration("register_interval", code.register_interval, third)
-        self.request_timeout = settings.duration("client_request_timeout", code.request_timeout, 5.0)
+        self.request_timeout = settings.duration(
+            "client_request_timeout", code.request_timeout, 5.0
+        )
         if self.interval > self.register_ttl / 2:
             raise ConfigError(
                 f"register_interval {self.interval:g} s is more than half of register_ttl "
@@ -372,7 +380,7 @@ class _Registration:
 
 
 class _Stopping:
-    """What signals ask for: the first one to drain, the next one, or one during the start, to end."""
+    """What signals ask for: the first to drain, the next, or one during the start, to end."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -438,7 +446,7 @@ def _is_loopback(address: str) -> bool:
 def _reachable(address: str) -> str:
     """``address``, with this machine's own in place of one that means "all of them"."""
     host, _, port = address.rpartition(":")
-    if host not in ("0.0.0.0", "[::]"):
+    if host not in ("0.0.0.0", "[::]"):  # noqa: S104 - it asks whether somebody bound to it
         return address
     family = socket.AF_INET6 if host == "[::]" else socket.AF_INET
     with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -458,5 +466,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-

@@ -29,7 +29,9 @@ class Setting(msgspec.Struct, frozen=True):
 
 #: Every setting that a service has, as ``--help`` shows them.
 SETTINGS = (
-    Setting("registry", "where services are found: mdns, memory, or scheme://host:port?option=value"),
+    Setting(
+        "registry", "where services are found: mdns, memory, or scheme://host:port?option=value"
+    ),
     Setting("registry_address", "hosts that stand for those of --registry, comma separated"),
     Setting("transport", "how calls travel: http or memory"),
     Setting("server_name", "the service's name"),
@@ -48,7 +50,7 @@ _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
 class Given(msgspec.Struct, frozen=True):
-    """A value and where it came from: ``--registry``, ``MICRO_REGISTRY``, ``code`` or ``default``."""
+    """A value and its source: ``--registry``, ``MICRO_REGISTRY``, ``code`` or ``default``."""
 
     text: str
     source: str
@@ -58,13 +60,18 @@ class Given(msgspec.Struct, frozen=True):
 class Settings:
     """What the environment and the command line say.
 
+    ``colour`` is False when NO_COLOR is set (https://no-color.org).
+
     Raises:
         ConfigError: a flag is unknown or has no value; the text names the nearest one.
     """
 
-    def __init__(self, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
         environment = os.environ if environment is None else environment
         self.wants_help = False
+        self.colour = not environment.get("NO_COLOR")
         self._given: dict[str, list[Given]] = {}
         for setting in SETTINGS:
             variable = f"MICRO_{setting.name.upper()}"
@@ -75,8 +82,8 @@ class Settings:
     def text(self, name: str, code: str | None, default: str = "") -> Given:
         """The strongest value of a setting; ``code`` is what the program says."""
         weakest = Given(default, "default", -1) if code is None else Given(code, "code", 0)
-        given: list[Given] = [weakest, *self._given.get(name, ())]
-        return sorted(given, key=lambda one: one.rank)[-1]
+        last_first = [*reversed(self._given.get(name, ())), weakest]
+        return max(last_first, key=lambda given: given.rank)
 
     def url(self, name: str, code: str | None, default: str) -> URL:
         """The URL of a kind of backend; ``<name>_address`` replaces its hosts.
@@ -91,8 +98,8 @@ class Settings:
         url = URL.parse(given.text, source=given.source)
         address = self.text(f"{name}_address", None)
         if address.text and address.rank >= given.rank:
-            hosts = tuple(host for host in address.text.split(",") if host)
-            return msgspec.structs.replace(url, hosts=hosts, source=address.source)
+            hosts = tuple(host.strip() for host in address.text.split(",") if host.strip())
+            return msgspec.structs.replace(url, hosts=hosts)
         return url
 
     def duration(self, name: str, code: float | None, default: float) -> float:
@@ -101,10 +108,14 @@ class Settings:
         Raises:
             ConfigError: not a duration, or 0.
         """
-        given = self.text(name, None if code is None else str(code), str(default))
-        value = seconds(given.text, f"{given.source}: {name}")
-        if value <= 0:
-            raise ConfigError(f"{given.source}: {name}: {given.text} is not more than 0")
+        given = self.text(name, None)
+        if given.text:
+            value = seconds(given.text, f"{given.source}: {name}")
+        else:
+            value = default if code is None else code
+        if not 0 < value < float("inf"):
+            source = given.source if given.text else "code"
+            raise ConfigError(f"{source}: {name}: {value:g} is not more than 0")
         return value
 
     def switch(self, name: str) -> bool:
@@ -162,9 +173,12 @@ class Settings:
 
 def usage(program: str) -> str:
     """What ``--help`` prints."""
-    lines = [f"usage: {program} [--FLAG VALUE ...]", "", "Each flag is also a variable: MICRO_<FLAG>.", ""]
+    lines = [
+        f"usage: {program} [--FLAG VALUE ...]",
+        "",
+        "Each flag is also a variable: MICRO_<FLAG>.",
+        "",
+    ]
     width = max(len(setting.name) for setting in SETTINGS) + 4
     lines += [f"  {'--' + setting.name:<{width}}{setting.help}" for setting in SETTINGS]
     return "\n".join(lines)
-
-

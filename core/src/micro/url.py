@@ -1,11 +1,11 @@
-"""How a backend is named and configured: ``scheme://user:secret@a:1,b:2/namespace?option=value``."""
+"""How a backend is named and set: ``scheme://user:secret@a:1,b:2/namespace?option=value``."""
 
 from __future__ import annotations
 
 import re
 from difflib import get_close_matches
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 
@@ -14,6 +14,7 @@ from micro.errors import ConfigError
 S = TypeVar("S", bound=msgspec.Struct)
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_SHOWABLE = re.compile(r"[\w+.-]{0,40}")  # no secret: that stands behind a colon
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)?")
 
@@ -40,9 +41,9 @@ def suggestion(word: str, known: tuple[str, ...]) -> str:
 class URL(msgspec.Struct, frozen=True, kw_only=True):
     """The address and the options of a backend.
 
-    ``hosts`` are kept in order, ``path`` is the namespace without its slashes, ``source`` says where
-    the setting came from (``--registry``, ``MICRO_REGISTRY``, ``code``), for errors. The password
-    is in no text of it.
+    ``hosts`` are kept in order, ``path`` is the namespace without its slashes, ``source`` says
+    where the setting came from (``--registry``, ``MICRO_REGISTRY``, ``code``), for errors. The
+    password is in no text of it.
 
     >>> URL.parse("etcd://user:secret@a:2379,b:2379/prod?timeout=2")
     etcd://user:***@a:2379,b:2379/prod?timeout=2
@@ -63,15 +64,23 @@ class URL(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError: it is not a URL; the text of the error names ``source`` and no secret.
         """
-        scheme, _, rest = text.strip().partition("://")
+        scheme, separator, rest = text.strip().partition("://")
+        if not separator:
+            scheme, _, query = scheme.partition("?")
+            rest = f"?{query}"
         if not _SCHEME.fullmatch(scheme):
-            shown = f"{scheme!r}" if "@" not in scheme else "the text"
+            shown = repr(scheme) if _SHOWABLE.fullmatch(scheme) else "the text"
             raise ConfigError(
                 f"{source}: {shown} is not the scheme of a backend; "
                 "write it as memory, mdns or scheme://host:port"
             )
         rest, _, query = rest.partition("?")
         authority, _, path = rest.partition("/")
+        if "@" in path + query and "@" not in authority:
+            raise ConfigError(
+                f"{source}: {scheme}: a / or ? stands before the @ of the login; "
+                "write it as %2F or %3F in a name or password, and an @ elsewhere as %40"
+            )
         login, _, hosts = authority.rpartition("@")
         username, _, password = login.partition(":")
         return cls(
@@ -105,12 +114,12 @@ class URL(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"{self.source}: {self.scheme}: {exc}") from None
 
     def __str__(self) -> str:
-        if not (self.hosts or self.path or self.query):
+        if not (self.hosts or self.path or self.query or self.username or self.password):
             return self.scheme
-        login = self.username + (":***" if self.password else "")
+        login = quote(self.username, safe="") + (":***" if self.password else "")
         authority = (f"{login}@" if login else "") + ",".join(self.hosts)
-        path = f"/{self.path}" if self.path else ""
-        query = "&".join(f"{name}={value}" for name, value in self.query)
-        return f"{self.scheme}://{authority}{path}" + (f"?{query}" if query else "")
+        path = f"/{quote(self.path)}" if self.path else ""
+        query = f"?{urlencode(self.query, quote_via=quote)}" if self.query else ""
+        return f"{self.scheme}://{authority}{path}{query}"
 
     __repr__ = __str__

@@ -1,8 +1,8 @@
 """Go Micro's HTTP transport, and plain JSON over HTTP, on one port.
 
-A Go Micro call is ``POST /`` with the headers Content-Type and Micro-Endpoint; an error is status 200
-with the header Micro-Error. Everything else is plain HTTP: ``POST /Helloworld/Call`` with a JSON body,
-answered with a fitting status, ``GET /livez`` and ``GET /readyz``.
+A Go Micro call is ``POST /`` with the headers Content-Type and Micro-Endpoint; an error is status
+200 with the header Micro-Error. Everything else is plain HTTP: ``POST /Helloworld/Call`` with a
+JSON body, answered with a fitting status, ``GET /livez`` and ``GET /readyz``.
 Source of the protocol: Go Micro's transport/http_transport.go and server/rpc_codec.go, and messages
 captured from v2, v3, v4 and v5.
 """
@@ -42,6 +42,7 @@ log = logging.getLogger("micro.http")
 
 _FORM = "application/x-www-form-urlencoded"
 _JSON = "application/json"
+_PORT = re.compile(r"[0-9]{1,5}")
 _PATH = re.compile(r"/([A-Za-z_]\w*)/([A-Za-z_]\w*)", re.ASCII)
 _PHRASES = {
     200: "OK",
@@ -65,7 +66,13 @@ _PHRASES = {
 #: The headers of a Go Micro request that its answer repeats.
 _ECHOED = ("micro-endpoint", "micro-id", "micro-method", "micro-service")
 #: The headers that make a request one of Go Micro's.
-_GO_HEADERS = ("micro-endpoint", "micro-method", "micro-service", "x-micro-endpoint", "x-micro-method")
+_GO_HEADERS = (
+    "micro-endpoint",
+    "micro-method",
+    "micro-service",
+    "x-micro-endpoint",
+    "x-micro-method",
+)
 #: A Go client keeps connections for 60 s and does not notice that a server closed one.
 _IDLE = 90.0
 #: Longest deadline that a caller can ask for, in seconds.
@@ -79,8 +86,7 @@ _LIMITS = Limits()
 
 
 class HTTPOptions(msgspec.Struct, frozen=True):
-    """The options of ``http://``: ``pool_size`` idle connections are kept to each node, for
-    ``pool_ttl`` seconds."""
+    """The options of ``http``: how many idle connections are kept to a node, and for how long."""
 
     pool_size: int = 100
     pool_ttl: float = 60.0
@@ -127,7 +133,7 @@ class HTTPTransport(Transport):
 
 def _host_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not host or not _PORT.fullmatch(port) or int(port) > 65535:
         raise InvalidArgument(f"address {address[:80]!r}: write host:port, as 127.0.0.1:8080")
     return host.strip("[]"), int(port)
 
@@ -142,7 +148,7 @@ def _why(exc: OSError) -> str:
     return exc.strerror or str(exc)
 
 
-# -- server -----------------------------------------------------------------------------------------
+# -- server ------------------------------------------------------------------------------------
 
 
 class _HTTPListener(Listener):
@@ -159,7 +165,9 @@ class _HTTPListener(Listener):
         self._timer: asyncio.TimerHandle | None = None
 
     async def open(self, host: str, port: int) -> None:
-        self._server = await self.loop.create_server(lambda: _Session(self), host, port, backlog=1024)
+        self._server = await self.loop.create_server(
+            lambda: _Session(self), host, port, backlog=1024
+        )
         bound = self._server.sockets[0].getsockname()
         self.address = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
         self._sweep()
@@ -222,7 +230,7 @@ class _Request:
         return any(name in headers for name in _GO_HEADERS)
 
 
-class _Refused(Exception):  # noqa: N818 - an answer, not a fault
+class _Refused(Exception):
     """A request that ends with this status before any handler."""
 
     def __init__(self, status: int, error: MicroError) -> None:
@@ -232,7 +240,7 @@ class _Refused(Exception):  # noqa: N818 - an answer, not a fault
 
 
 class _Session(asyncio.Protocol):
-    """One accepted connection: requests are answered one after another, each in a task of its own."""
+    """One accepted connection: one request after another, each in a task of its own."""
 
     def __init__(self, listener: _HTTPListener) -> None:
         self.task: asyncio.Task[None] | None = None
@@ -256,7 +264,7 @@ class _Session(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._peer = f"{peer[0]}:{peer[1]}" if peer else ""
         if len(self._listener.sessions) >= self._limits.connections or self._listener.draining:
-            transport.abort()
+            self._transport.abort()
             return
         self._listener.sessions.add(self)
 
@@ -401,7 +409,9 @@ class _Session(asyncio.Protocol):
             raise
         except Exception as exc:  # a fault of ours must answer this call, and not end the process
             log.exception("answering %s failed", request.url[:200])
-            return self._plain_error(request, 500, Internal(f"internal error: {type(exc).__name__}"))
+            return self._plain_error(
+                request, 500, Internal(f"internal error: {type(exc).__name__}")
+            )
 
     async def _answer_go(self, request: _Request) -> bytes:
         headers = request.headers
@@ -409,7 +419,9 @@ class _Session(asyncio.Protocol):
             reply = await self._handle(self._go_call(request), request)
         except MicroError as exc:
             error = encode_error(exc, id=headers.get("micro-service", ""))
-            return self._write(request, 200, b"", f"Micro-Error: {error}\r\nX-Micro-Error: {error}\r\n")
+            return self._write(
+                request, 200, b"", f"Micro-Error: {error}\r\nX-Micro-Error: {error}\r\n"
+            )
         return self._write(request, 200, reply.body, _lines(reply.metadata))
 
     async def _handle(self, call: Call, request: _Request) -> Reply:
@@ -423,7 +435,9 @@ class _Session(asyncio.Protocol):
         if "micro-topic" in headers or "x-micro-topic" in headers:
             raise Unimplemented("messages of a topic are not taken at this port")
         if "micro-stream" in headers or "x-micro-stream" in headers:
-            raise Unimplemented("streams are not supported yet by this version; call unary endpoints")
+            raise Unimplemented(
+                "streams are not supported yet by this version; call unary endpoints"
+            )
         endpoint = next((headers[name] for name in _ENDPOINT_HEADERS if name in headers), "")
         if not endpoint or endpoint.count(".") != 1 or request.method != "POST":
             raise InvalidArgument(
@@ -432,7 +446,8 @@ class _Session(asyncio.Protocol):
             )
         if "content-type" not in headers:
             raise UnsupportedContentType(
-                "no Content-Type, which in Go Micro means application/protobuf; send application/json"
+                "no Content-Type, which in Go Micro means application/protobuf; "
+                "send application/json"
             )
         return self._call(request, endpoint, headers["content-type"])
 
@@ -487,7 +502,9 @@ class _Session(asyncio.Protocol):
         headers = request.headers
         if self._listener.draining:
             request.keep_alive = False
-        echoed = "".join(f"{_TITLES[name]}: {headers[name]}\r\n" for name in _ECHOED if name in headers)
+        echoed = "".join(
+            f"{_TITLES[name]}: {headers[name]}\r\n" for name in _ECHOED if name in headers
+        )
         close = "" if request.keep_alive else "Connection: close\r\n"
         head = (
             f"HTTP/1.1 {status} {_PHRASES[status]}\r\n"
@@ -561,11 +578,11 @@ def _lines(metadata: dict[str, str]) -> str:
     return "".join(f"{name}: {value}\r\n" for name, value in metadata.items()) if metadata else ""
 
 
-# -- client -----------------------------------------------------------------------------------------
+# -- client ------------------------------------------------------------------------------------
 
 
 class _HTTPChannel(Channel):
-    """A pool of connections to one node; each carries one call at a time, as Go's server needs it."""
+    """Connections to one node; each carries one call at a time, as Go's server needs it."""
 
     def __init__(self, host: str, port: int, timeout: float, options: HTTPOptions) -> None:
         self._host = host

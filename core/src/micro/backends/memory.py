@@ -215,7 +215,9 @@ class MemoryTransport(Transport):
         if address.endswith(":0"):
             address = next(port for port in ports.free if port not in ports.open)
         if address in ports.open:
-            raise ConfigError(f"address {address} is in use in this process; port 0 takes a free one")
+            raise ConfigError(
+                f"address {address} is in use in this process; port 0 takes a free one"
+            )
         listener = _MemoryListener(ports, address, handler, limits)
         ports.open[address] = listener
         return listener

@@ -77,7 +77,9 @@ class RegistrySuite:
 
     @pytest.mark.asyncio
     async def test_register_then_get(self, registry: Registry, other: Registry) -> None:
-        node = _node(_service(), metadata={"zone": "eu", "protocol": "mucp"}, endpoints=(_ENDPOINT,))
+        node = _node(
+            _service(), metadata={"zone": "eu", "protocol": "mucp"}, endpoints=(_ENDPOINT,)
+        )
         await registry.register(node, ttl=_ttl(registry))
         assert await registry.get(node.service) == (node,)
         await eventually(lambda: _is(other, node.service, [node]), within=_converge(other))
@@ -205,7 +207,13 @@ class RegistrySuite:
     @pytest.mark.asyncio
     async def test_names_distinct(self, registry: Registry) -> None:
         run = uuid.uuid4().hex[:8]
-        names = [f"{run}.b", f"{run}-b", f"{run}_b", f"{run}.b.c", ".".join([run, *["x" * 63] * 2, "y" * 62])]
+        names = [
+            f"{run}.b",
+            f"{run}-b",
+            f"{run}_b",
+            f"{run}.b.c",
+            ".".join([run, *["x" * 63] * 2, "y" * 62]),
+        ]
         if not registry.features.ignores_case:
             names.append(f"{run}.B")
         nodes = [_node(name) for name in names]
@@ -217,7 +225,9 @@ class RegistrySuite:
             assert await registry.get(f"{run}.B") == (nodes[0],)
 
     @pytest.mark.asyncio
-    @pytest.mark.parametrize("name", ["", "a/b", "ü", "a b", "a..b", ".a", "x" * 64, "y." * 100 + "y"])
+    @pytest.mark.parametrize(
+        "name", ["", "a/b", "ü", "a b", "a..b", ".a", "x" * 64, "y." * 100 + "y"]
+    )
     async def test_other_names_are_refused(self, registry: Registry, name: str) -> None:
         with pytest.raises(InvalidArgument):
             await registry.get(name)
@@ -231,7 +241,8 @@ class RegistrySuite:
 
     @pytest.mark.asyncio
     @pytest.mark.parametrize(
-        ("id", "address"), [("", "h:1"), ("a.b", "h:1"), ("x" * 47, "h:1"), ("x", "h"), ("x", "h:0")]
+        ("id", "address"),
+        [("", "h:1"), ("a.b", "h:1"), ("x" * 47, "h:1"), ("x", "h"), ("x", "h:0")],
     )
     async def test_other_nodes_are_refused(self, registry: Registry, id: str, address: str) -> None:
         with pytest.raises(InvalidArgument):
@@ -240,7 +251,9 @@ class RegistrySuite:
     @pytest.mark.asyncio
     async def test_large_node_is_whole_or_refused(self, registry: Registry) -> None:
         for size in (1_000, 8_000, 40_000, 63_000, 70_000):
-            node = _node(_service(), metadata={"large": random.Random(size).randbytes(size // 2).hex()})
+            node = _node(
+                _service(), metadata={"large": random.Random(size).randbytes(size // 2).hex()}
+            )
             try:
                 await registry.register(node, ttl=_ttl(registry))
             except TooLarge:
@@ -282,9 +295,7 @@ class RegistrySuite:
 
 _ENDPOINT = Endpoint(
     name="Greeter.Hello",
-    request=Value(
-        name="HelloReq", type="HelloReq", values=(Value(name="name", type="string"),)
-    ),
+    request=Value(name="HelloReq", type="HelloReq", values=(Value(name="name", type="string"),)),
     response=Value(name="HelloRep", type="HelloRep"),
     metadata={"description": "Greet a person."},
 )

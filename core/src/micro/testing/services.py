@@ -18,8 +18,8 @@ async def serving(
 ) -> AsyncIterator[Client]:
     """Run ``service`` inside this process and give the client that calls it.
 
-    Nothing of the machine is touched: the registry and the transport are in memory, whatever URLs the
-    program names, and the process's environment is not read. ``environment`` stands for it.
+    Nothing of the machine is touched: the registry and the transport are in memory, whatever URLs
+    the program names, and the process's environment is not read. ``environment`` stands for it.
 
     Example::
 

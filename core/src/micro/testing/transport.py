@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_asyncio
 
-from micro.backend import Connections
 from micro.call import Body, Call, Handler, Reply
 from micro.errors import BY_NAME, Closed, ConfigError, MicroError, TooLarge, Unavailable
 from micro.plugins import Plugins
@@ -35,7 +34,7 @@ class _Peer:
         self.calls.append(call)
         what, _, which = call.endpoint.partition(".")
         if what == "Fail":
-            raise BY_NAME[which](f"as asked: {which} – ünï \\ \"quoted\" \n second line")
+            raise BY_NAME[which](f'as asked: {which} ünï \\ "quoted" \n second line')
         if what == "Large":
             return Reply(body=b"x" * int(which.removeprefix("N")))
         if what == "Wait":
@@ -51,7 +50,7 @@ class _Peer:
 
 
 class TransportSuite:
-    """The contract of ``Transport``: subclass it, name the ``backend`` and give the ``url`` fixture."""
+    """The contract of ``Transport``: subclass it and name the ``backend``; ``url`` may change."""
 
     backend: type[Transport]
 
@@ -113,7 +112,7 @@ class TransportSuite:
         assert type(caught.value) is BY_NAME[kind]
         assert caught.value.remote
         assert caught.value.id == "suite"
-        assert caught.value.detail == f"as asked: {kind} – ünï \\ \"quoted\" \n second line"
+        assert caught.value.detail == f'as asked: {kind} ünï \\ "quoted" \n second line'
 
     @pytest.mark.asyncio
     async def test_request_over_limit_is_refused(self, transport: Transport, peer: _Peer) -> None:
