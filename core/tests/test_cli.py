@@ -151,7 +151,7 @@ def empty(monkeypatch: pytest.MonkeyPatch) -> str:
 served = pytest.mark.usefixtures("helloworld")
 
 
-# -- call -----------------------------------------------------------------------------------------
+# -- call --------------------------------------------------------------------------------------
 
 
 @served
@@ -219,7 +219,7 @@ def test_options_stand_before_or_after_the_command(
     assert done == (0, '{"message": "Hello Alice"}\n', "")
 
 
-# -- errors, and the status that scripts see ------------------------------------------------------
+# -- errors, and the status that scripts see ---------------------------------------------------
 
 
 @served
@@ -474,7 +474,7 @@ def test_no_command_shows_the_help_and_is_a_usage_error(capsys: pytest.CaptureFi
     assert (shown.out, shown.err[:6]) == ("", "Usage:")
 
 
-# -- services and describe ------------------------------------------------------------------------
+# -- services and describe ---------------------------------------------------------------------
 
 
 @served
@@ -610,7 +610,7 @@ async def test_commands_need_only_an_open_service(monkeypatch: pytest.MonkeyPatc
     assert (url, found) == ("memory://here", {"helloworld": nodes})
 
 
-# -- version --------------------------------------------------------------------------------------
+# -- version -----------------------------------------------------------------------------------
 
 
 def test_version_tells_micro_core_and_python(capsys: pytest.CaptureFixture[str]) -> None:
@@ -626,7 +626,7 @@ def test_version_for_machines_is_json(capsys: pytest.CaptureFixture[str]) -> Non
     assert set(told) == {"micro-core", "Python"}
 
 
-# -- a terminal -----------------------------------------------------------------------------------
+# -- a terminal --------------------------------------------------------------------------------
 
 
 def on_terminal(*words: str) -> str:
@@ -701,7 +701,7 @@ def test_a_terminal_without_unicode_gets_escapes(monkeypatch: pytest.MonkeyPatch
     assert shown.getvalue().endswith(b"\\u0141ucja\n")
 
 
-# -- completion -----------------------------------------------------------------------------------
+# -- completion --------------------------------------------------------------------------------
 
 
 def completed(monkeypatch: pytest.MonkeyPatch, *words: str) -> Done:

@@ -1,0 +1,204 @@
+"""The ``micro`` command: call services, and see which there are.
+
+What it knows of backends and time-outs it gets as a service does: from flags and variables of the
+same names. Its own service has no handlers, so it neither listens nor registers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from micro.cli import _arguments, _output
+from micro.errors import DeadlineExceeded, MicroError, ServiceNotFound
+from micro.logs import configure, printable
+from micro.registry import Node, Registry
+from micro.service import Service
+from micro.settings import Settings
+from micro.url import suggestion
+
+T = TypeVar("T")
+
+#: Seconds beyond the time-out of calls, so that a call's own error, which says more, comes first.
+_GRACE = 0.5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments`` (``sys.argv`` by default); the status to exit with."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    as_json = "--json" in words
+    try:
+        status = command.main(words, prog_name="micro", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):
+        return _output.Exit.INTERRUPTED
+    except click.ClickException as exc:
+        return _output.show_usage_error(exc, as_json=as_json)
+    except MicroError as exc:
+        return _output.show_error(exc, as_json=as_json)
+    return status if isinstance(status, int) else _output.Exit.OK
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=_output.EPILOG,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "token_normalize_func": lambda word: word.replace("-", "_"),
+    },
+)
+@_arguments.service_options
+@_arguments.no_color_option
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """Call services, and see which there are.
+
+    Options stand before or after the command. Those that services have are also variables:
+    MICRO_REGISTRY and so on.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(_output.Exit.USAGE)
+
+
+@command.command(
+    "call", epilog="""\b\nExample:\n  micro call helloworld Helloworld.Call '{"name": "Alice"}'"""
+)
+@click.argument("service", shell_complete=_arguments.complete_service)
+@click.argument("endpoint", shell_complete=_arguments.complete_endpoint)
+@click.argument("request", metavar="[JSON]", default="{}")
+@_arguments.service_options
+@click.pass_context
+def call_command(ctx: click.Context, service: str, endpoint: str, request: str) -> None:
+    """Call an endpoint and print its reply.
+
+    JSON is the request: the text itself, @FILE for what a file holds, - for standard input.
+    Left out, it is {}.
+    """
+    body = _arguments.read_request(request)
+    reply = run(ctx, lambda opened: call(opened, service, endpoint, body))
+    _output.show_reply(reply, as_json=_arguments.wants_json(ctx))
+
+
+@command.command("services")
+@_arguments.service_options
+@click.pass_context
+def services_command(ctx: click.Context) -> None:
+    """List the services that are registered, and their nodes."""
+    url, nodes = run(ctx, services)
+    if _arguments.wants_json(ctx):
+        _output.show_json(_output.services_json(nodes))
+    elif nodes:
+        _output.show_services(nodes)
+    else:
+        where = printable(url)
+        hint = "start a service, or choose another registry: --registry"
+        click.echo(f"nothing is registered with {where}; {hint}")
+
+
+@command.command("describe")
+@click.argument("service", shell_complete=_arguments.complete_service)
+@_arguments.service_options
+@click.pass_context
+def describe_command(ctx: click.Context, service: str) -> None:
+    """Show a service's endpoints, their messages, and its nodes."""
+    nodes = run(ctx, lambda opened: describe(opened, service))
+    if _arguments.wants_json(ctx):
+        _output.show_json(_output.service_json(nodes))
+    else:
+        _output.show_service(nodes)
+
+
+@command.command("version")
+@_arguments.json_option
+@click.pass_context
+def version_command(ctx: click.Context) -> None:
+    """Show the versions of micro-core and of Python."""
+    from importlib.metadata import version
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    versions = {"micro-core": version("micro-core"), "Python": python}
+    if _arguments.wants_json(ctx):
+        _output.show_json(versions)
+    else:
+        _output.show_table([list(pair) for pair in versions.items()])
+
+
+@command.command("completion", epilog=_arguments.COMPLETION_EPILOG)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> None:
+    """Print a script that makes the shell complete this command."""
+    click.echo(_arguments.completion_script(command, shell))
+
+
+# -- what the commands do, given an open service --------------------------------------------------
+
+
+async def call(service: Service, name: str, endpoint: str, body: bytes) -> Any:
+    """The reply of a call whose request is this JSON, sent as it stands."""
+    return await service.call(name, endpoint, msgspec.Raw(body))
+
+
+async def services(service: Service) -> tuple[str, dict[str, tuple[Node, ...]]]:
+    """The registry's URL, and the nodes of each service that is registered."""
+    registry = await service.client.registered()
+    names = await registry.services()
+    found = await asyncio.gather(*(_nodes(registry, name) for name in names))
+    nodes = {name: nodes for name, nodes in zip(names, found, strict=True) if nodes}
+    return str(registry.url), nodes
+
+
+async def describe(service: Service, name: str) -> tuple[Node, ...]:
+    """The nodes of a service.
+
+    Raises:
+        ServiceNotFound: there are none; the text names what is registered.
+    """
+    registry = await service.client.registered()
+    nodes = await _nodes(registry, name)
+    if not nodes:
+        names = await registry.services()
+        hint = suggestion(name, names) if names else "; nothing is registered, is it running?"
+        raise ServiceNotFound(f"service {name!r} is not registered{hint}")
+    return nodes
+
+
+async def _nodes(registry: Registry, name: str) -> tuple[Node, ...]:
+    try:
+        return await registry.get(name)
+    except ServiceNotFound:
+        return ()
+
+
+def run(ctx: click.Context, body: Callable[[Service], Awaitable[T]]) -> T:
+    """What ``body`` makes of a service that is open for it, with the options of ``ctx``.
+
+    Raises:
+        MicroError: from ``body``; DeadlineExceeded when the time-out of calls is over before it.
+    """
+    settings = Settings(_arguments.given(ctx))
+    level = settings.text("log_level", None, _arguments.LOG_LEVEL)
+    configure(level.text, source=level.source, colour=settings.colour)
+    return asyncio.run(_run(settings, body))
+
+
+async def _run(settings: Settings, body: Callable[[Service], Awaitable[T]]) -> T:
+    seconds = settings.duration("client_request_timeout", None, 5.0) + _GRACE
+    async with Service("micro").opened(settings) as service:
+        timer = asyncio.timeout(seconds)
+        try:
+            async with timer:
+                return await body(service)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise DeadlineExceeded(f"the registry gave no answer in {seconds:g} s") from None
