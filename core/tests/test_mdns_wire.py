@@ -218,8 +218,10 @@ def test_any_name_of_this_host_can_be_sent(host: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["localhost:80", "0.0.0.0:80", "224.0.0.1:80", "[::]:80", "[fe80::1%eth0]:80"]
-    + ["[::ffff:127.0.0.1]:80"],
+    (
+        "localhost:80 0.0.0.0:80 224.0.0.1:80 240.0.0.1:80 [::]:80 [fe80::1%eth0]:80 "
+        "[::ffff:127.0.0.1]:80 ::1:80 [10.0.0.1]:80"
+    ).split(),
 )
 def test_an_address_that_nobody_could_use_is_refused(address: str) -> None:
     with pytest.raises(InvalidArgument, match="node address"):
@@ -261,7 +263,7 @@ def test_a_node_that_does_not_fit_in_a_packet_is_refused() -> None:
         MICRO.card(node)
 
 
-# -- what nobody sends in good faith ------------------------------------------------------------
+# -- what nobody sends in good faith -----------------------------------------------------------
 
 
 def name(text: str) -> bytes:
@@ -356,7 +358,9 @@ def chain(hops: int) -> bytes:
     """A packet whose names lead through ``hops`` pointers each."""
     # In the data of the first record: a root, then pointers that each point to the one before.
     start = 12 + 1 + 10
-    links = [struct.pack("!H", 0xC000 | (start if not i else start + 2 * i - 1)) for i in range(hops)]
+    links = [
+        struct.pack("!H", 0xC000 | (start if not i else start + 2 * i - 1)) for i in range(hops)
+    ]
     hidden = b"\0" + b"".join(links)
     last = struct.pack("!H", 0xC000 | (start + 2 * hops - 1))
     return packet(record(b"\0", 99, hidden), *[record(last, 1, b"1234") for _ in range(100)])
