@@ -80,9 +80,9 @@ def other_host() -> Iterator[int]:
     """Another host on a cable to this one: we are 10.77.0.1, it is 10.77.0.2. Gives a pid in it."""
     inside = subprocess.Popen(["unshare", "-n", "sleep", "300"])
     try:
-        here = os.readlink("/proc/thread-self/ns/net")
+        here = Path("/proc/thread-self/ns/net").readlink()
         deadline = time.monotonic() + 5
-        while os.readlink(f"/proc/{inside.pid}/ns/net") == here:
+        while Path(f"/proc/{inside.pid}/ns/net").readlink() == here:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         ip("link", "set", "lo", "up", pid=inside.pid)
@@ -633,7 +633,9 @@ async def test_a_query_of_go_is_answered_to_the_port_it_came_from(
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
         client.sendto(go("service-query"), GROUP)
-        wire, source = await eventually(lambda: received(client))
+        answer = await eventually(lambda: received(client))
+    assert answer is not None
+    wire, source = answer
     assert source == ("127.0.0.1", 5353)
     assert wire[:12] == go("service-response")[:12]
     here = Zone("", socket.gethostname())
@@ -684,6 +686,7 @@ async def test_across_hosts_nodes_are_seen_but_for_those_on_loopback(own_network
     service = unique()
     ours = node_(service, address="10.77.0.1:80")
     theirs = node_(service, address="10.77.0.2:80")
+    theirs_alone = node_(service)
     with other_host() as pid:
         cable(pid)
         async with connected() as registry:
@@ -691,8 +694,8 @@ async def test_across_hosts_nodes_are_seen_but_for_those_on_loopback(own_network
             with leaving("here") as frames:
                 hidden = node_(service)
                 await registry.register(hidden, ttl=30)
-                async with peer(theirs, node_(service), pid=pid) as process:
-                    assert same(await process.get(service), [ours, theirs])
+                async with peer(theirs, theirs_alone, pid=pid) as process:
+                    assert same(await process.get(service), [ours, theirs, theirs_alone])
                     assert same(await registry.get(service), [ours, theirs, hidden])
                 await registry.deregister(hidden)
                 await registry.register(node_(address="10.77.0.1:81", id="the-last"), ttl=30)
@@ -719,6 +722,10 @@ def leaving(interface: str) -> Iterator[Callable[..., bytes]]:
             return b"".join(sent) if any(until in frame for frame in sent) else b""
 
         yield frames
+
+
+def inside(pid: int) -> list[str]:
+    return ["nsenter", "-t", str(pid), "-n", sys.executable, "-c"]
 
 
 LIAR = """
@@ -748,8 +755,7 @@ async def test_another_host_cannot_speak_of_our_loopback(own_network: None) -> N
             await eventually(lambda: all_.changes == [("create", ours)])
             await asyncio.to_thread(
                 subprocess.run,
-                ["nsenter", "-t", str(pid), "-n", sys.executable, "-c", LIAR, "10.77.0.2"]
-                + [wire.hex() for wire in said],
+                [*inside(pid), LIAR, "10.77.0.2", *(wire.hex() for wire in said)],
                 check=True,
             )
             await eventually(lambda: len(all_.changes) > 1)
@@ -782,8 +788,7 @@ async def test_a_question_from_beyond_the_link_is_not_answered(own_network: None
             await registry.register(node, ttl=30)
             done = await asyncio.to_thread(
                 subprocess.run,
-                ["nsenter", "-t", str(pid), "-n", sys.executable, "-c", FAR]
-                + [MICRO.query(node.service).hex()],
+                [*inside(pid), FAR, MICRO.query(node.service).hex()],
                 check=True,
                 capture_output=True,
                 text=True,

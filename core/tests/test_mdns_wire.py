@@ -218,10 +218,17 @@ def test_any_name_of_this_host_can_be_sent(host: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    (
-        "localhost:80 0.0.0.0:80 224.0.0.1:80 240.0.0.1:80 [::]:80 [fe80::1%eth0]:80 "
-        "[::ffff:127.0.0.1]:80 ::1:80 [10.0.0.1]:80"
-    ).split(),
+    [
+        "localhost:80",
+        "0.0.0.0:80",
+        "224.0.0.1:80",
+        "240.0.0.1:80",
+        "[::]:80",
+        "[fe80::1%eth0]:80",
+        "[::ffff:127.0.0.1]:80",
+        "::1:80",
+        "[10.0.0.1]:80",
+    ],
 )
 def test_an_address_that_nobody_could_use_is_refused(address: str) -> None:
     with pytest.raises(InvalidArgument, match="node address"):

@@ -121,6 +121,9 @@ class Connections:
             return cast("C", await asyncio.shield(entry.ready))
         except BaseException as exc:
             if self._closed:  # it was given back by aclose
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
                 raise Closed("connections: closed before the client was there") from exc
             self._held.remove((key, entry))
             await self._give_back(key, entry)

@@ -148,7 +148,8 @@ def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """``metadata`` with lower-case names.
 
     Raises:
-        InvalidArgument: a name or value cannot travel, is reserved, or is over 8 KiB.
+        InvalidArgument: a name or value cannot travel, or is reserved.
+        TooLarge: a value is over 8 KiB.
     """
     checked: dict[str, str] = {}
     for name, value in metadata.items():

@@ -109,12 +109,12 @@ class Settings:
             ConfigError: not a duration, or 0.
         """
         given = self.text(name, None)
-        if given.text:
+        if given.rank > 0:
             value = seconds(given.text, f"{given.source}: {name}")
         else:
             value = default if code is None else code
         if not 0 < value < float("inf"):
-            source = given.source if given.text else "code"
+            source = given.source if given.rank > 0 else "code"
             raise ConfigError(f"{source}: {name}: {value:g} is not more than 0")
         return value
 

@@ -76,7 +76,7 @@ class URL(msgspec.Struct, frozen=True, kw_only=True):
             )
         rest, _, query = rest.partition("?")
         authority, _, path = rest.partition("/")
-        if "@" in path + query and "@" not in authority:
+        if "@" in path + query:
             raise ConfigError(
                 f"{source}: {scheme}: a / or ? stands before the @ of the login; "
                 "write it as %2F or %3F in a name or password, and an @ elsewhere as %40"

@@ -203,9 +203,7 @@ class Zone:
         if node.service.lower().split(".")[-1] == _LIST:
             raise InvalidArgument(f"service name {node.service!r}: mdns has its list there")
         try:
-            address = _usable(ip_address(host[1:-1] if host.startswith("[") else host))
-            if (address.version == 6) != host.startswith("["):
-                raise ValueError(host)
+            address = _usable(_parse_host(host))
         except (ValueError, DecodeError):
             raise InvalidArgument(
                 f"node address {node.address!r}: mdns announces the IP address of a host"
@@ -375,6 +373,10 @@ def _inflate(text: bytes) -> bytes:
     if not inflater.eof:
         raise DecodeError("TXT is cut off")
     return said
+
+
+def _parse_host(host: str) -> Address:
+    return IPv6Address(host[1:-1]) if host.startswith("[") else IPv4Address(host)
 
 
 def _address(data: bytes) -> Address | None:

@@ -300,7 +300,7 @@ class MDNSRegistry(Registry):
             raise ResourceExhausted("more is asked than can be answered") from None
 
     def _learn_name(self, service: str) -> None:
-        if not all([view.name(service) for view in self._views]):
+        if [view for view in self._views if not view.name(service)]:
             raise ResourceExhausted(f"no room for the name {service!r}")
 
     def _learn(self, instance: Instance, source: Source, link: Link) -> None:
@@ -320,7 +320,7 @@ class MDNSRegistry(Registry):
         node, size = node_of(instance)
         heard = Heard(node, size, _only_here(instance, source, local=local))
         ttl = min(instance.ttl, _LONGEST)
-        if not all([view.take(instance.key, heard, ttl=ttl) for view in views]):
+        if [view for view in views if not view.take(instance.key, heard, ttl=ttl)]:
             raise ResourceExhausted(f"no room for {instance.name[:80]!r}")
 
     def _show(self, own: _Own, view: View) -> None:
