@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-_ON_BOTH = ("test_http.py", "test_service.py", "test_mdns.py", "test_conformance.py")
+_ON_BOTH = ("test_http.py", "test_service.py", "test_conformance.py")
 
 
 def pytest_asyncio_loop_factories(
@@ -21,3 +22,13 @@ def pytest_asyncio_loop_factories(
             return loops
         loops["uvloop"] = uvloop.new_event_loop
     return loops
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """What a test sets up of logging ends with it."""
+    ours = logging.getLogger("micro")
+    handlers, level = list(logging.root.handlers), ours.level
+    yield
+    logging.root.handlers[:] = handlers
+    ours.setLevel(level)

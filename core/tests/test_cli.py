@@ -20,8 +20,9 @@ import pytest
 
 import micro
 from micro.cli import _output, call, describe, main, services
-from micro.cli._output import Exit, exit_of, printable
+from micro.cli._output import Exit, exit_of
 from micro.errors import BY_NAME
+from micro.logs import printable
 
 MICRO = str(Path(sys.executable).with_name("micro"))
 #: Seconds that any one step may take.

@@ -365,8 +365,11 @@ def test_text_that_is_no_pairs_is_refused_with_its_source(text: str) -> None:
 # -- help --------------------------------------------------------------------------------------
 
 
-def test_usage_has_the_program_and_every_setting_with_its_help() -> None:
-    shown = usage("greeter.py")
+def test_usage_has_the_program_and_every_setting_with_its_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["greeter.py"])
+    shown = usage()
     assert "greeter.py" in shown
     for setting in SETTINGS:
         assert any(
@@ -375,7 +378,7 @@ def test_usage_has_the_program_and_every_setting_with_its_help() -> None:
 
 
 def test_usage_says_how_a_flag_is_named_as_a_variable() -> None:
-    assert "MICRO_<FLAG>" in usage("x")
+    assert "MICRO_<FLAG>" in usage()
 
 
 def test_names_of_settings_are_distinct() -> None:

@@ -120,7 +120,7 @@ class Connections:
         try:
             return cast("C", await asyncio.shield(entry.ready))
         except BaseException as exc:
-            if self._closed:  # it was given back by aclose
+            if (key, entry) not in self._held:  # aclose gave it back
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -223,6 +222,8 @@ class _WireError(msgspec.Struct):
 
 def encode_error(error: MicroError, *, id: str) -> str:
     """The JSON of an error, ASCII only so that it fits a header. ``id`` names who raises it."""
+    import json
+
     fields = {
         "id": (error.id or id)[:_PART],
         "code": error.status,

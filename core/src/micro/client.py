@@ -7,7 +7,6 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast, overload
 
@@ -404,6 +403,8 @@ def _decoder(content_type: str, returns: Any) -> Callable[[bytes], Any]:
 
 async def _similar(registry: Registry, service: str) -> str:
     """The end of an error text: what is registered and has a similar name, or that nothing is."""
+    from difflib import get_close_matches
+
     try:
         async with asyncio.timeout(_NEAR_MATCHES):
             names = await registry.services()

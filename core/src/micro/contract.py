@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import is_dataclass
 from typing import Any, Generic, Protocol, TypeVar, get_origin, get_type_hints, is_typeddict
 
 import msgspec
@@ -210,7 +209,7 @@ def _is_message(shape: Any) -> bool:
     if shape is bytes:
         return True
     struct = isinstance(shape, type) and issubclass(shape, msgspec.Struct)
-    return struct or is_dataclass(shape) or is_typeddict(shape)
+    return struct or hasattr(shape, "__dataclass_fields__") or is_typeddict(shape)
 
 
 def _is_stream(shape: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal, Self
 from micro.errors import Closed, Gap, MicroError, ServiceNotFound, Unavailable
 from micro.registry import Change, Node, Registry, Snapshot
 
-log = logging.getLogger("micro.follow")
+_log = logging.getLogger("micro.follow")
 
 _Key = tuple[str, str]
 _FIRST_DELAY = 0.05
@@ -99,7 +99,7 @@ class View:
     def _failed(self, error: Exception) -> None:
         if self._live or not self._ready:
             name = self._service or "all services"
-            log.warning("registry: watch of %s is stale: %s", name, error)
+            _log.warning("registry: watch of %s is stale: %s", name, error)
         if self._live:
             self._last_live = time.monotonic()
         self._live = False
@@ -113,7 +113,7 @@ class View:
         if not item.nodes and self._known and not self._live and not await self._really_empty():
             raise Unavailable("an empty answer right after an outage, which nothing confirms")
         if self._ready and not self._live:
-            log.info("registry: watch of %s is live again", self._service or "all services")
+            _log.info("registry: watch of %s is live again", self._service or "all services")
         self._live = self._ready = True
         self.error = None
         self._apply(list(self._difference(item.nodes)))

@@ -18,8 +18,8 @@ import pluggy
 
 from micro.backend import Backend
 
-hookspec = pluggy.HookspecMarker("micro")
-hookimpl = pluggy.HookimplMarker("micro")
+hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker("micro")
+hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker("micro")
 
 
 @hookspec

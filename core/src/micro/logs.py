@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TextIO
 
 from micro.errors import ConfigError
@@ -50,8 +49,7 @@ def configure(
         raise ConfigError(f"{source}: log level {level!r}: write one of {', '.join(_LEVELS)}")
     root = logging.getLogger()
     if not root.handlers:
-        stream = stream or sys.stderr
         handler = logging.StreamHandler(stream)
-        handler.setFormatter(LineFormatter(colour=colour and stream.isatty()))
+        handler.setFormatter(LineFormatter(colour=colour and handler.stream.isatty()))
         root.addHandler(handler)
     logging.getLogger("micro").setLevel(level.upper())

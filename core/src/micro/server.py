@@ -8,10 +8,8 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from micro.call import (
     Body,
@@ -38,7 +36,10 @@ from micro.errors import (
 )
 from micro.registry import Endpoint
 
-log = logging.getLogger("micro.server")
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+_log = logging.getLogger("micro.server")
 
 #: Threads for handlers that are plain functions.
 _THREADS = 32
@@ -91,6 +92,8 @@ class Server:
     async def run_in_thread(self, function: Callable[[], Any]) -> Any:
         """Run a plain function in the bounded pool, with this task's context."""
         if self._threads is None:
+            from concurrent.futures import ThreadPoolExecutor
+
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"micro-{self.name}")
         run = contextvars.copy_context().run
         return await asyncio.get_running_loop().run_in_executor(self._threads, run, function)
@@ -133,7 +136,7 @@ class Server:
     def _hidden(self, call: Call, exc: Exception) -> Internal:
         """An error that tells nothing but the id under which the log has it."""
         incident = os.urandom(4).hex()
-        log.error("%s failed, incident %s", call.endpoint, incident, exc_info=exc)
+        _log.error("%s failed, incident %s", call.endpoint, incident, exc_info=exc)
         return Internal(f"internal error; the service's log has it as incident {incident}")
 
     async def _dispatch(self, call: Call, body: Body) -> Reply:
@@ -143,6 +146,8 @@ class Server:
         return await endpoint.run(call, body)
 
     def _not_found(self, name: str) -> EndpointNotFound:
+        from difflib import get_close_matches
+
         known = sorted(self._endpoints)
         near = get_close_matches(name, known, n=3, cutoff=0.5)
         hint = (

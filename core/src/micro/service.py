@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import random
@@ -27,7 +26,7 @@ from micro.server import Server
 from micro.settings import Settings, usage
 from micro.transport import Limits, Listener, Transport
 
-log = logging.getLogger("micro.service")
+_log = logging.getLogger("micro.service")
 
 B = TypeVar("B", bound=Backend[Any])
 Lifespan = Callable[["Service"], AbstractAsyncContextManager[None]]
@@ -71,7 +70,7 @@ class Service:
         lifespan: Lifespan | None = None,
         plugins: Plugins | None = None,
     ) -> None:
-        self.name = check_service(name)
+        self.name: str = check_service(name)
         self._given = _Code(
             registry=registry,
             transport=transport,
@@ -147,9 +146,9 @@ class Service:
         1.
         """
         try:
-            settings = Settings(sys.argv[1:] if args is None else args)
+            settings = Settings(args)
             if settings.wants_help:
-                print(usage(sys.argv[0]))
+                print(usage())
                 return
             level = settings.text("log_level", None, "info")
             configure(level.text, source=level.source, colour=settings.colour)
@@ -171,14 +170,14 @@ class Service:
         except asyncio.CancelledError:
             if not stopping.forced_by:
                 raise
-            log.warning("%s: stopped at once", self.name)
+            _log.warning("%s: stopped at once", self.name)
             return 128 + stopping.forced_by
         finally:
             stopping.close()
         if await _left_running():
-            log.error("%s: stopped without handlers that ignore their cancellation", self.name)
+            _log.error("%s: stopped without handlers that ignore their cancellation", self.name)
             return 1
-        log.info("%s: stopped", self.name)
+        _log.info("%s: stopped", self.name)
         return 0
 
     def _means(self) -> _Running:
@@ -198,7 +197,8 @@ class Service:
             registration = _Registration(registry, node, running.register_ttl, running.interval)
             await registration.start()
             self._server.ready = True
-            log.info("%s: serving at %s, registered with %s", self.name, node.address, registry.url)
+            where = (self.name, node.address, registry.url)
+            _log.info("%s: serving at %s, registered with %s", *where)
             try:
                 yield
             finally:
@@ -213,7 +213,7 @@ class Service:
     ) -> None:
         """Leave so that no call fails: tell all, serve those who have not heard, end what runs."""
         wait = min(registry.features.converge, _PROPAGATION)
-        log.info(
+        _log.info(
             "%s: stopping; serving %g s more until callers know (again to force)", self.name, wait
         )
         await registration.stop()
@@ -229,7 +229,7 @@ class Service:
                     "machines, without TLS; listen at 127.0.0.1, or accept it with "
                     "--server_insecure (MICRO_SERVER_INSECURE=true)"
                 )
-            log.warning("%s: listening at %s without TLS, as asked", self.name, given.text)
+            _log.warning("%s: listening at %s without TLS, as asked", self.name, given.text)
         try:
             handler = self._server.handler(self._middleware)
             return await transport.listen(given.text, handler, Limits())
@@ -359,7 +359,7 @@ class _Registration:
             async with asyncio.timeout(_PROPAGATION):
                 await self._registry.deregister(self._node)
         except (MicroError, TimeoutError) as exc:
-            log.warning("%s: not deregistered: %r", self._node.service, exc)
+            _log.warning("%s: not deregistered: %r", self._node.service, exc)
 
     async def _run(self) -> None:
         failing = False
@@ -371,11 +371,11 @@ class _Registration:
                     await self._registry.register(self._node, ttl=self._ttl)
             except Exception as exc:  # whatever a backend raises, the node must come back
                 if not failing:
-                    log.warning("%s: heartbeat failed, trying on: %s", self._node.service, exc)
+                    _log.warning("%s: heartbeat failed, trying on: %s", self._node.service, exc)
                 failing = True
             else:
                 if failing:
-                    log.info("%s: registered again", self._node.service)
+                    _log.info("%s: registered again", self._node.service)
                 failing = False
 
 
@@ -437,6 +437,8 @@ def _new_id() -> str:
 
 
 def _is_loopback(address: str) -> bool:
+    import ipaddress
+
     host = address.rpartition(":")[0].strip("[]")
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback

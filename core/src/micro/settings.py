@@ -7,6 +7,7 @@ The names are Go Micro's.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -60,6 +61,9 @@ class Given(msgspec.Struct, frozen=True):
 class Settings:
     """What the environment and the command line say.
 
+    ``arguments`` are flags; None means those of this process. ``environment`` None means the
+    process's own.
+
     ``colour`` is False when NO_COLOR is set (https://no-color.org).
 
     Raises:
@@ -67,11 +71,12 @@ class Settings:
     """
 
     def __init__(
-        self, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+        self, arguments: Sequence[str] | None = (), environment: Mapping[str, str] | None = None
     ) -> None:
+        arguments = sys.argv[1:] if arguments is None else arguments
         environment = os.environ if environment is None else environment
-        self.wants_help = False
-        self.colour = not environment.get("NO_COLOR")
+        self.wants_help: bool = False
+        self.colour: bool = not environment.get("NO_COLOR")
         self._given: dict[str, list[Given]] = {}
         for setting in SETTINGS:
             variable = f"MICRO_{setting.name.upper()}"
@@ -171,10 +176,10 @@ class Settings:
         return arguments.pop(0)
 
 
-def usage(program: str) -> str:
+def usage() -> str:
     """What ``--help`` prints."""
     lines = [
-        f"usage: {program} [--FLAG VALUE ...]",
+        f"usage: {sys.argv[0]} [--FLAG VALUE ...]",
         "",
         "Each flag is also a variable: MICRO_<FLAG>.",
         "",

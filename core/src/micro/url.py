@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 
@@ -32,6 +30,8 @@ def seconds(text: str, what: str) -> float:
 
 def suggestion(word: str, known: tuple[str, ...]) -> str:
     """The end of an error text: the nearest known word, or all of them."""
+    from difflib import get_close_matches
+
     near = get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
@@ -64,6 +64,8 @@ class URL(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError: it is not a URL; the text of the error names ``source`` and no secret.
         """
+        from urllib.parse import parse_qsl, unquote
+
         scheme, separator, rest = text.strip().partition("://")
         if not separator:
             scheme, _, query = scheme.partition("?")
@@ -116,6 +118,8 @@ class URL(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         if not (self.hosts or self.path or self.query or self.username or self.password):
             return self.scheme
+        from urllib.parse import quote, urlencode
+
         login = quote(self.username, safe="") + (":***" if self.password else "")
         authority = (f"{login}@" if login else "") + ",".join(self.hosts)
         path = f"/{quote(self.path)}" if self.path else ""

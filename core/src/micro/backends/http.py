@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import httptools
 import msgspec
@@ -38,7 +38,7 @@ from micro.errors import (
 )
 from micro.transport import Channel, Limits, Listener, Transport, TransportFeatures
 
-log = logging.getLogger("micro.http")
+_log = logging.getLogger("micro.http")
 
 _FORM = "application/x-www-form-urlencoded"
 _JSON = "application/json"
@@ -95,9 +95,9 @@ class HTTPOptions(msgspec.Struct, frozen=True):
 class HTTPTransport(Transport):
     """HTTP/1.1, as Go Micro speaks it and as everybody does."""
 
-    schemes = ("http",)
-    Options = HTTPOptions
-    features = TransportFeatures(name="http")
+    schemes: ClassVar[tuple[str, ...]] = ("http",)
+    Options: ClassVar[type[msgspec.Struct]] = HTTPOptions
+    features: TransportFeatures = TransportFeatures(name="http")
     _options: HTTPOptions | None = None
 
     async def connect(self, connections: Connections) -> None:
@@ -408,7 +408,7 @@ class _Session(asyncio.Protocol):
         except asyncio.CancelledError:
             raise
         except Exception as exc:  # a fault of ours must answer this call, and not end the process
-            log.exception("answering %s failed", request.url[:200])
+            _log.exception("answering %s failed", request.url[:200])
             return self._plain_error(
                 request, 500, Internal(f"internal error: {type(exc).__name__}")
             )

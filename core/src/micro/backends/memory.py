@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import ClassVar
 
 import msgspec
 
@@ -117,8 +118,8 @@ async def _nodes() -> AsyncIterator[_Nodes]:
 class MemoryRegistry(Registry):
     """Nodes in a dictionary."""
 
-    schemes = ("memory",)
-    features = RegistryFeatures(min_ttl=0.01, converge=0.0)
+    schemes: ClassVar[tuple[str, ...]] = ("memory",)
+    features: RegistryFeatures = RegistryFeatures(min_ttl=0.01, converge=0.0)
     _state: _Nodes | None = None
 
     async def connect(self, connections: Connections) -> None:
@@ -193,8 +194,8 @@ async def _ports() -> AsyncIterator[_Ports]:
 class MemoryTransport(Transport):
     """Calls straight into a handler of this process, with a copy of what they carry."""
 
-    schemes = ("memory",)
-    features = TransportFeatures(name="memory", multi_process=False)
+    schemes: ClassVar[tuple[str, ...]] = ("memory",)
+    features: TransportFeatures = TransportFeatures(name="memory", multi_process=False)
     _state: _Ports | None = None
 
     async def connect(self, connections: Connections) -> None:

@@ -26,9 +26,8 @@ class _Peer:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.cancelled = 0
-        self.finished = 0
-        self.release = asyncio.Event()
+        self.cancelled: int = 0
+        self.release: asyncio.Event = asyncio.Event()
 
     async def __call__(self, call: Call, body: Body) -> Reply:
         self.calls.append(call)
@@ -43,7 +42,6 @@ class _Peer:
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-            self.finished += 1
         if what == "Slow":
             await asyncio.sleep(random.random() / 200)
         return Reply(body=body, metadata=dict(call.metadata))

@@ -1,0 +1,173 @@
+"""What developers and the CI run, one session each: ``python3 dev.py SESSION [ARGS]``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+ALL_PYTHONS = "--all-pythons"
+
+#: Every folder that is a distribution, core first.
+DISTRIBUTIONS = [
+    path.parent.relative_to(ROOT)
+    for path in [ROOT / "core/pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))]
+]
+PYTHONS = nox.project.python_versions(nox.project.load_toml(ROOT / "core/pyproject.toml"))
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.envdir = ".venv/nox"  # goes, with .venv, when dev.py is run by another Python
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "types", "imports", "build"]
+
+# pyenv hides the interpreters that are installed but not chosen; we want them all.
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+os.environ["PATH"] = os.pathsep.join(
+    [os.environ["PATH"], *map(str, sorted(PYENV.glob("versions/3.*/bin")))]
+)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Start an example service and call it from another process."""
+    install(session)
+    session.run("python", "examples/demo.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, with branch coverage; --all-pythons: on each Python that is here."""
+    if ALL_PYTHONS in session.posargs:
+        rest = [arg for arg in session.posargs if arg != ALL_PYTHONS]
+        for python in PYTHONS:
+            session.notify(f"tests_on-{python}", rest)
+    else:
+        pytest(session)
+
+
+@nox.session(python=PYTHONS, default=False)
+def tests_on(session: nox.Session) -> None:
+    """All tests, on one version of Python."""
+    pytest(session)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format; --fix repairs what can be repaired."""
+    install(session, "lint", distributions=False)
+    fix = "--fix" in session.posargs
+    session.run("ruff", "check", *(["--fix"] if fix else []))
+    session.run("ruff", "format", *([] if fix else ["--diff"]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy and pyright, and that typed clients find what is wrong."""
+    install(session, "tests", "types")
+    sources = os.pathsep.join(f"{path}/src" for path in DISTRIBUTIONS)
+    folders = [*map(str, DISTRIBUTIONS), "tests", "examples", "noxfile.py"]
+    session.run("mypy", *folders, env={"MYPYPATH": sources})
+    session.run("pyright")
+    for marker in [marker for path in DISTRIBUTIONS for marker in path.glob("src/*/py.typed")]:
+        session.run("pyright", "--verifytypes", marker.parent.name, "--ignoreexternal")
+    session.run("python", "tests/typing/check.py")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Check the direction of dependency."""
+    install(session, "imports")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build each distribution, and test what was built outside of this tree."""
+    install(session, "build", distributions=False)
+    shutil.rmtree("dist", ignore_errors=True)
+    built = [ROOT / "dist" / distribution for distribution in DISTRIBUTIONS]
+    for distribution, dist in zip(DISTRIBUTIONS, built, strict=True):
+        session.run("python", "-m", "build", "--outdir", str(dist), str(distribution))
+        session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    for dist in built:
+        try_out(session, core=built[0], dist=dist)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Compare with others, side by side; options go to bench/run.py."""
+    install(session, file="bench/requirements.txt")
+    session.run("python", "bench/run.py", *session.posargs)
+
+
+def install(
+    session: nox.Session, *groups: str, distributions: bool = True, file: str | None = None
+) -> None:
+    """Fill the session's environment, unless it already holds just this.
+
+    The distributions are all named by path in one command: pip then looks for none of them, nor for
+    the core that the plugins need, on the index, where the names belong to others.
+    """
+    wanted = dependencies(*groups) + (["-r", file] if file else [])
+    if distributions:
+        wanted += [arg for path in DISTRIBUTIONS for arg in ("-e", f"{path}[testing]")]
+    sources = [
+        *(path / "pyproject.toml" for path in DISTRIBUTIONS),
+        *([Path(file)] if file else []),
+    ]
+    state = "\n".join([*wanted, *(path.read_text() for path in sources)])
+    stamp = Path(session.virtualenv.location) / "installed.txt"
+    if not stamp.exists() or stamp.read_text() != state:
+        session.install(*wanted)
+        stamp.write_text(state)
+
+
+def dependencies(*groups: str) -> list[str]:
+    """What groups of pyproject.toml hold."""
+    pyproject = nox.project.load_toml(ROOT / "pyproject.toml")
+    return list(nox.project.dependency_groups(pyproject, *groups))
+
+
+def pytest(session: nox.Session) -> None:
+    """Run pytest; coverage is shown of a whole run only."""
+    install(session, "tests")
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
+    session.run("coverage", "erase")
+    try:
+        session.run("coverage", "run", "-m", "pytest")
+    finally:
+        session.run("coverage", "combine", "--quiet")
+        session.run("coverage", "report")
+
+
+def try_out(session: nox.Session, *, core: Path, dist: Path) -> None:
+    """Install a wheel alone in a fresh environment, and run the tests of its sdist there."""
+    wheels = sorted({str(wheel) for folder in (core, dist) for wheel in folder.glob("*.whl")})
+    (sdist,) = dist.glob("*.tar.gz")
+    with tempfile.TemporaryDirectory() as temp, session.chdir(temp):
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", "env", external=True)
+        python = str(Path("env/bin/python").absolute())
+
+        def run(*args: str) -> None:
+            session.run(python, "-m", *args, external=True, env={"PYTHONSAFEPATH": "1"})
+
+        run("pip", "install", "--quiet", *wheels)
+        run("micro", "version")
+        run("pip", "install", "--quiet", *(f"{wheel}[testing]" for wheel in wheels))
+        run("pip", "install", "--quiet", *dependencies("tests"))
+        run("pip", "check")
+        with tarfile.open(sdist) as archive:
+            archive.extractall(filter="data")
+        (unpacked,) = Path(temp).glob("*/PKG-INFO")
+        config = str(ROOT / "pyproject.toml")
+        run("pytest", "-c", config, "--rootdir", temp, str(unpacked.parent / "tests"))
