@@ -77,7 +77,7 @@ class _Shared:
             async with manager as value:
                 self.ready.set_result(value)
                 await self._released.wait()
-        except BaseException as exc:
+        except BaseException as exc:  # whatever it is, those who wait must be told
             if self.ready.done():
                 raise
             if isinstance(exc, Exception):

@@ -33,7 +33,7 @@ from micro.errors import (
 )
 from micro.follow import View, Watch
 from micro.registry import Node, Registry, check_service
-from micro.selector import choose
+from micro.selector import at_random
 from micro.transport import Channel, Transport
 
 T = TypeVar("T")
@@ -214,7 +214,7 @@ class Client:
 
     async def _transmit(self, call: Call, body: Body) -> Reply:
         target = self._targets.get(call.service) or await self._target(call.service)
-        node = choose(target.candidates() or await self._nobody(target))
+        node = target.choose(target.candidates() or await self._nobody(target))
         channel = await self._channel(node.address)
         return await channel.call(call, body)
 
@@ -314,6 +314,7 @@ class _Target:
         self.service = service
         self.transport = transport
         self.addresses: set[str] = set()
+        self.choose = at_random()
         self._view = view
         self._gone = gone
         self._seen: tuple[Node, ...] | None = None

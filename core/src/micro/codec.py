@@ -132,11 +132,15 @@ def _refuse_ambiguous(body: bytes) -> None:
     tree = _untyped.decode(body) if colons or brackets > JSON_DEPTH else None
     if brackets > JSON_DEPTH:
         _refuse_deep(tree)
-    if _LONG_INTEGER in body.translate(_DIGITS_TO_ZERO) or (colons > 1 and b"\\u" in body):
+    if _has_long_integer(body) or (colons > 1 and b"\\u" in body):
         _parse_again(body)
     elif colons > 1 and _encode(tree).count(b":") != colons:
         # msgspec keeps the last of equal names: one was dropped between reading and writing.
         _parse_again(body)
+
+
+def _has_long_integer(body: bytes) -> bool:
+    return len(body) > 18 and _LONG_INTEGER in body.translate(_DIGITS_TO_ZERO)
 
 
 def _refuse_many(body: bytes) -> None:

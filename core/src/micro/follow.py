@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Iterable
 from contextlib import aclosing
@@ -76,6 +75,8 @@ class View:
             watch._end()
 
     async def _run(self) -> None:
+        from random import uniform
+
         mark: object = None
         failures = 0
         while True:
@@ -94,7 +95,7 @@ class View:
                 self._failed(exc)
             delay = min(_LAST_DELAY, _FIRST_DELAY * 2**failures)
             failures += 1
-            await asyncio.sleep(random.uniform(0, delay))
+            await asyncio.sleep(uniform(0, delay))
 
     def _failed(self, error: Exception) -> None:
         if self._live or not self._ready:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import signal
 import socket
 import sys
@@ -362,10 +361,12 @@ class _Registration:
             _log.warning("%s: not deregistered: %r", self._node.service, exc)
 
     async def _run(self) -> None:
+        from random import uniform
+
         failing = False
         while True:
             retry = min(1.0, self._ttl / 10)
-            await asyncio.sleep((retry if failing else self._interval) * random.uniform(0.9, 1.1))
+            await asyncio.sleep((retry if failing else self._interval) * uniform(0.9, 1.1))
             try:
                 async with asyncio.timeout(self._ttl):
                     await self._registry.register(self._node, ttl=self._ttl)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from micro.errors import Unavailable
 
-log = logging.getLogger("micro.mdns")
+_log = logging.getLogger("micro.mdns")
 
 Source = tuple[str, int]
 
@@ -40,11 +40,11 @@ class _Ear(asyncio.DatagramProtocol):
         self._hear(data, (addr[0], addr[1]))
 
     def error_received(self, exc: Exception) -> None:
-        log.debug("mdns: %s", exc)
+        _log.debug("mdns: %s", exc)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
-            log.error("mdns: a socket broke: %s", exc)
+            _log.error("mdns: a socket broke: %s", exc)
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -133,7 +133,7 @@ class Link:
                 # Not through a gateway: a forged question must not make us flood a far host.
                 self._sockets[0].sendto(packet, socket.MSG_DONTROUTE, to)
         except (OSError, Unavailable) as exc:
-            log.debug("mdns: answer to %s: %s", to[0], exc)
+            _log.debug("mdns: answer to %s: %s", to[0], exc)
 
     def is_own(self, source: Source) -> bool:
         """Whether this object sent a question from there."""

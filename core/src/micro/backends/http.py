@@ -78,6 +78,7 @@ _IDLE = 90.0
 #: Longest deadline that a caller can ask for, in seconds.
 _MAX_DEADLINE = 300.0
 _SWEEP = 0.5
+_FOREVER = float("inf")
 #: Seconds that a refused peer, which may still be sending, has to read why. Closing at once would
 #: reset the connection and lose the answer.
 _LINGER = 2.0
@@ -227,7 +228,7 @@ class _Request:
     @property
     def is_go(self) -> bool:
         headers = self.headers
-        return any(name in headers for name in _GO_HEADERS)
+        return "micro-endpoint" in headers or any(name in headers for name in _GO_HEADERS)
 
 
 class _Refused(Exception):
@@ -245,6 +246,7 @@ class _Session(asyncio.Protocol):
     def __init__(self, listener: _HTTPListener) -> None:
         self.task: asyncio.Task[None] | None = None
         self.expires = time.monotonic() + listener.limits.head_timeout
+        self._allowed = self._timed = listener.limits.head_timeout
         self._listener = listener
         self._limits = listener.limits
         self._parser = httptools.HttpRequestParser(self)
@@ -293,6 +295,8 @@ class _Session(asyncio.Protocol):
         else:
             if self._in_head and self._head > self._limits.headers:
                 self._refuse(_too_many_headers(self._limits))
+            elif self._allowed != self._timed:  # a request that came in one piece needs no clock
+                self._expect(self._allowed)
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -306,7 +310,7 @@ class _Session(asyncio.Protocol):
         self._request = _Request()
         self._in_head = True
         self._head = self._head or 1
-        self._expect(self._limits.head_timeout)
+        self._allowed = self._limits.head_timeout
 
     def on_url(self, url: bytes) -> None:
         self._request.url += url
@@ -316,7 +320,7 @@ class _Session(asyncio.Protocol):
         request.size += len(name) + len(value) + 4
         if request.size > self._limits.headers or len(request.headers) >= self._limits.fields:
             raise _too_many_headers(self._limits)
-        key = name.decode("ascii").lower()
+        key = _COMMON.get(name) or name.decode("ascii").lower()
         try:
             text = value.decode()
         except UnicodeDecodeError:
@@ -336,7 +340,7 @@ class _Session(asyncio.Protocol):
             raise _too_large(self._limits)
         if request.headers.get("expect", "").lower() == "100-continue" and self.task is None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._expect(self._limits.body_timeout)
+        self._allowed = self._limits.body_timeout
 
     def on_body(self, body: bytes) -> None:
         request = self._request
@@ -350,7 +354,7 @@ class _Session(asyncio.Protocol):
             raise _too_large(self._limits)
 
     def on_message_complete(self) -> None:
-        self._expect(float("inf"))
+        self._allowed = _FOREVER
         self._in_head = True
         if self.task is None:
             self._start(self._request)
@@ -390,7 +394,8 @@ class _Session(asyncio.Protocol):
         if self._closing:
             return
         self._transport.write(answer)
-        await self._writable.wait()
+        if not self._writable.is_set():
+            await self._writable.wait()
         self.task = None
         if not request.keep_alive or (self._listener.draining and not self._waiting):
             self._close()
@@ -531,10 +536,27 @@ class _Session(asyncio.Protocol):
         self._transport.close()
 
     def _expect(self, within: float) -> None:
+        self._allowed = self._timed = within
         self.expires = time.monotonic() + within
 
 
 _ENDPOINT_HEADERS = ("micro-endpoint", "x-micro-endpoint", "micro-method", "x-micro-method")
+#: Header names as clients write them, lowered once.
+_COMMON = {
+    name.encode(): name.lower()
+    for name in (
+        "Host",
+        "User-Agent",
+        "Content-Length",
+        "Content-Type",
+        "Accept",
+        "Micro-Endpoint",
+        "Micro-Id",
+        "Micro-Method",
+        "Micro-Service",
+        "Timeout",
+    )
+}
 _TITLES = {name: "-".join(part.capitalize() for part in name.split("-")) for name in _ECHOED}
 
 
@@ -725,7 +747,8 @@ class _Connection(asyncio.Protocol):
         self._size += len(name) + len(value)
         if self._size > _LIMITS.headers:
             raise TooLarge(f"{self._address}: the headers of the reply are too large")
-        self._headers[name.decode("ascii").lower()] = value.decode("utf-8", "replace")
+        key = _COMMON.get(name) or name.decode("ascii").lower()
+        self._headers[key] = value.decode("utf-8", "replace")
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -43,7 +43,7 @@ from micro.registry import (
 )
 from micro.url import URL
 
-log = logging.getLogger("micro.mdns")
+_log = logging.getLogger("micro.mdns")
 
 #: When a new or changed node is announced again, and a goodbye repeated.
 _AGAIN = (0.25, 1.0)
@@ -75,13 +75,13 @@ class MDNSRegistry(Registry):
     the limits.
     """
 
-    schemes = ("mdns",)
-    Options = MDNSOptions
-    features = RegistryFeatures(min_ttl=2.0, converge=3.0, ignores_case=True)
+    schemes: ClassVar[tuple[str, ...]] = ("mdns",)
+    Options: ClassVar[type[msgspec.Struct]] = MDNSOptions
+    features: RegistryFeatures = RegistryFeatures(min_ttl=2.0, converge=3.0, ignores_case=True)
 
     def __init__(self, url: URL) -> None:
         super().__init__(url)
-        self.dropped = 0
+        self.dropped: int = 0
         self._timeout = MDNSOptions().timeout
         self._link: Link | None = None
         self._own: dict[str, _Own] = {}
@@ -196,7 +196,7 @@ class MDNSRegistry(Registry):
         try:
             self._announce(own, self._open())
         except MicroError as exc:
-            log.debug("mdns: announcing %s again: %s", own.card.key, exc)
+            _log.debug("mdns: announcing %s again: %s", own.card.key, exc)
 
     def _take_over(self, own: _Own) -> None:
         """Have ``own`` in place of what its name stood for, which may be just leaving."""
@@ -231,7 +231,7 @@ class MDNSRegistry(Registry):
         try:
             link.multicast(packet, only_here=own.only_here)
         except Unavailable as exc:
-            log.debug("mdns: goodbye of %s: %s", own.card.key, exc)
+            _log.debug("mdns: goodbye of %s: %s", own.card.key, exc)
 
     async def _send_answers(self, link: Link) -> None:
         sent = 0
@@ -258,7 +258,7 @@ class MDNSRegistry(Registry):
         try:
             return link.scan()
         except OSError as exc:
-            log.warning("mdns: the network interfaces cannot be listed: %s", exc)
+            _log.warning("mdns: the network interfaces cannot be listed: %s", exc)
             return False
 
     # -- what we hear
@@ -332,10 +332,10 @@ class MDNSRegistry(Registry):
 
     def _drop(self, why: MicroError, source: Source) -> None:
         self.dropped += 1
-        log.debug("mdns: dropped a packet from %s: %s", source[0], why)
+        _log.debug("mdns: dropped a packet from %s: %s", source[0], why)
         if time.monotonic() - self._warned >= _WARN_EVERY:
             self._warned = time.monotonic()
-            log.warning(
+            _log.warning(
                 "mdns: dropped %d packets so far, the last from %s: %s",
                 self.dropped,
                 source[0],
