@@ -324,12 +324,18 @@ def test_an_interrupt_ends_with_130(helloworld: subprocess.Popen[str]) -> None:
     assert (caller.returncode, out, err.strip()) == (Exit.INTERRUPTED, "", "")
 
 
-@pytest.mark.parametrize("endpoint", ["Helloworld.Call", "/"])
-def test_a_name_that_no_service_has_is_a_usage_error(
-    capsys: pytest.CaptureFixture[str], endpoint: str
+@pytest.mark.parametrize(
+    ("service", "endpoint", "text"),
+    [
+        ("no name", "Helloworld.Call", "service name 'no name': "),
+        ("helloworld", "/", "endpoint '/': write Handler.Method"),
+    ],
+)
+def test_a_name_that_nothing_has_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], service: str, endpoint: str, text: str
 ) -> None:
-    assert main(["call", "no name", endpoint]) == Exit.USAGE
-    assert capsys.readouterr().err.startswith("error: InvalidArgument: service name 'no name': ")
+    assert main(["call", service, endpoint]) == Exit.USAGE
+    assert capsys.readouterr().err.startswith(f"error: InvalidArgument: {text}")
 
 
 @pytest.mark.parametrize(

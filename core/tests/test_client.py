@@ -311,6 +311,16 @@ async def test_bad_name_of_a_service_is_refused() -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "endpoint", ["", "Call", "a.b.c", "X.Y\r\nEvil: 1", "X.Y ", "/livez", "X.ü"]
+)
+async def test_bad_name_of_an_endpoint_is_refused(endpoint: str) -> None:
+    async with fleet("a") as web:
+        with pytest.raises(micro.InvalidArgument, match=r"Handler\.Method"):
+            await web.call("greeter", endpoint)
+
+
+@pytest.mark.asyncio
 async def test_call_ends_at_its_timeout_and_the_handler_is_cancelled() -> None:
     async with fleet("a") as web:
         began = time.monotonic()

@@ -23,10 +23,11 @@ from micro.call import (
     current,
 )
 from micro.codec import codec_for
-from micro.contract import Method, read_contract
+from micro.contract import ENDPOINT, Method, read_contract
 from micro.errors import (
     ConfigError,
     DeadlineExceeded,
+    InvalidArgument,
     MicroError,
     ServiceNotFound,
     Unavailable,
@@ -145,21 +146,25 @@ class Client:
             DeadlineExceeded: there was no reply in time; it may have been executed.
             Unavailable: the node, or the registry, cannot be reached.
             DecodeError: the reply is not what ``returns`` says.
+            InvalidArgument: the endpoint, the metadata or the request cannot be sent.
             MicroError: whatever else the handler raised.
         """
         if content_type is None:
             raw = isinstance(request, bytes)
             content_type = "application/octet-stream" if raw else "application/json"
-        body = codec_for(content_type).encode(request)
+        if not ENDPOINT.fullmatch(endpoint):
+            raise InvalidArgument(f"endpoint {endpoint[:80]!r}: write Handler.Method")
+        codec = codec_for(content_type)
+        body = codec.encode(request)
         call = Call(
             service=service,
             endpoint=endpoint,
-            content_type=content_type,
+            content_type=codec.content_type,
             metadata=checked_metadata(metadata) if metadata else {},
             id=str(next(self._ids)),
         )
         reply = await self._in_time(call, body, timeout)
-        return self._decoder(content_type, returns)(reply.body)
+        return self._decoder(codec.content_type, returns)(reply.body)
 
     @asynccontextmanager
     async def watch(self, service: str | None) -> AsyncIterator[Watch]:

@@ -17,7 +17,8 @@ from micro.registry import Endpoint, Value
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-_ENDPOINT = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
+#: Handler.Method
+ENDPOINT = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
 _NOT_CONTRACT = (object, Protocol, Generic)
 #: How deep the fields of messages are described, as in Go Micro.
 _DEPTH = 3
@@ -30,7 +31,7 @@ def endpoint(*, name: str) -> Callable[[T], T]:
     Raises:
         ConfigError: the name is not ``Handler.Method``.
     """
-    if not _ENDPOINT.fullmatch(name):
+    if not ENDPOINT.fullmatch(name):
         raise ConfigError(f"endpoint name {name!r}: write Handler.Method, with one dot")
 
     def mark(function: T) -> T:
