@@ -7,6 +7,7 @@ import json
 import random
 import struct
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -323,7 +324,7 @@ FALSE_NODES = {
     "not hex": instance(text=strings(b"zz")),
     "odd hex": instance(text=strings(b"789")),
     "not zlib": instance(text=strings(b"00" * 20)),
-    "cut off": instance(text=strings(binascii.hexlify(zlib.compress(b"{}")[:-2]))),
+    "cut off": instance(text=strings(binascii.hexlify(zlib.compress(b'{"Service":"s"}')[:-2]))),
     "string past the end": instance(text=b"\xff00"),
     "no text": instance(text=b""),
     "not JSON": instance(text=packed(b"{")),
@@ -377,6 +378,7 @@ BROKEN = {
     "empty": b"",
     "short": b"\0" * 11,
     "text": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "3,000 records": packet(*[record(b"\0", 1, b"1234")] * 3000),
     "no records": struct.pack("!6H", 0, 0x8400, 0, 9, 0, 0),
     "65,535 records": struct.pack("!6H", 0, 0x8400, 65535, 65535, 65535, 65535) + b"\0" * 9000,
     "pointer to itself": packet(record(b"\xc0\x0c", 1, b"1234")),
@@ -398,6 +400,17 @@ def test_a_broken_packet_is_refused_in_little_time(wire: bytes) -> None:
     with pytest.raises(DecodeError):
         parse(wire)
     assert time.process_time() - began < 0.1
+
+
+def test_a_bomb_is_not_inflated_beyond_the_limit() -> None:
+    bomb = parse(instance(text=packed(b" " * 30_000_000)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError, match="over 65536 bytes"):
+            node_of(next(MICRO.instances(bomb)))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_worst_packet_that_is_read_costs_little_time() -> None:

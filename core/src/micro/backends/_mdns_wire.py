@@ -17,6 +17,7 @@ import dns.rdatatype
 import dns.wire
 import msgspec
 
+from micro.codec import codec_for
 from micro.errors import ConfigError, DecodeError, InvalidArgument, TooLarge
 from micro.registry import NODE_SIZE, Endpoint, Node, check_node, check_service, without_nulls
 
@@ -277,6 +278,9 @@ class Zone:
         return [(name, _SRV, srv), (self._host, kind, address.packed), (name, _TXT, text)]
 
 
+_strict = codec_for("application/json").decoder(Any)
+
+
 def node_of(instance: Instance) -> tuple[Node, int]:
     """The node that an instance describes, and how many bytes of JSON it came as.
 
@@ -285,7 +289,7 @@ def node_of(instance: Instance) -> tuple[Node, int]:
     """
     text = _inflate(instance.text)
     try:
-        said = msgspec.convert(without_nulls(msgspec.json.decode(text)), _Text)
+        said = msgspec.convert(without_nulls(_strict(text)), _Text)
         service = check_service(said.service)
     except (msgspec.MsgspecError, InvalidArgument, RecursionError, UnicodeDecodeError) as exc:
         raise DecodeError(f"TXT of {instance.name[:80]!r}: {str(exc)[:200]}") from exc

@@ -82,7 +82,7 @@ def _host_port(address: str) -> tuple[str, int]:
 def _why(exc: OSError) -> str:
     if exc.errno == errno.EADDRINUSE:
         return "the port is in use; choose another, or port 0 for a free one"
-    if exc.errno == errno.EADDRNOTAVAIL:
+    if exc.errno == errno.EADDRNOTAVAIL or "could not bind on any" in str(exc):  # 3.13
         return "this machine has no such address; 127.0.0.1 and 0.0.0.0 always exist"
     if exc.errno == errno.EACCES:
         return "permission denied; ports below 1024 need more rights"
