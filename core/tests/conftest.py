@@ -1,4 +1,4 @@
-"""Every transport and service test runs on asyncio's own loop and, where installed, on uvloop."""
+"""Tests of transports and services run on asyncio's own loop and, where installed, on uvloop."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-_ON_BOTH = ("test_http.py", "test_service.py", "test_conformance.py")
+_ON_BOTH = ("test_http.py", "test_service.py", "TransportSuite")
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name in _ON_BOTH:
+    bases = item.cls.__mro__ if isinstance(item, pytest.Function) and item.cls else ()
+    if not {item.path.name, *(base.__name__ for base in bases)}.isdisjoint(_ON_BOTH):
         try:
             import uvloop
         except ImportError:
