@@ -164,6 +164,19 @@ async def test_broken_stream_goes_on_from_the_last_mark() -> None:
     async with viewing(registry) as view:
         await eventually(lambda: view.nodes == (A, B, C))
         assert registry.marks == [None, 2]
+        assert view.state == "live"
+
+
+@pytest.mark.asyncio
+async def test_stream_that_goes_on_quietly_counts_as_live() -> None:
+    registry = ScriptedRegistry()
+    registry.say(snapshot(A))
+    async with viewing(registry) as view:
+        await view.entered()
+        registry.say(Unavailable("cut"))
+        await eventually(lambda: view.state == "stale")
+        await eventually(lambda: view.state == "live")
+        assert registry.marks == [None, 1]
 
 
 @pytest.mark.asyncio

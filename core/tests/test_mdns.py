@@ -974,14 +974,28 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
 """
 
 
+@contextmanager
+def flood(service: str) -> Iterator[None]:
+    """Another process that sends 10,000 fake nodes, again and again."""
+    process = subprocess.Popen([sys.executable, "-c", FAKES, service])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def services(follower: Follower) -> int:
+    return len({name for name, _ in follower.nodes})
+
+
 @pytest.mark.asyncio
 async def test_10000_fake_nodes_are_capped_and_do_not_block_the_loop(
     own_network: None, registry: MDNSRegistry
 ) -> None:
     service = unique()
     async with follow(registry, service) as one, follow(registry, None) as every:
-        flood = subprocess.Popen([sys.executable, "-c", FAKES, service])
-        try:
+        with flood(service):
             longest = 0.0
             deadline = time.monotonic() + 50
             while registry.dropped < 5_000 or len(one.nodes) < 256 or services(every) < 1024:
@@ -996,10 +1010,3 @@ async def test_10000_fake_nodes_are_capped_and_do_not_block_the_loop(
             async with connected() as other:
                 await other.register(node := node_(), ttl=30)
                 assert await registry.get(node.service) == (node,)
-        finally:
-            flood.kill()
-            flood.wait()
-
-
-def services(follower: Follower) -> int:
-    return len({name for name, _ in follower.nodes})

@@ -17,6 +17,8 @@ _log = logging.getLogger("micro.follow")
 _Key = tuple[str, str]
 _FIRST_DELAY = 0.05
 _LAST_DELAY = 2.0
+#: Seconds after which a stream that goes on from a mark, and says nothing, counts as live.
+_PROBATION = 1.0
 
 
 class View:
@@ -35,6 +37,8 @@ class View:
         self._service = service
         self._ttl = ttl
         self._known: dict[_Key, Node] = {}
+        self._mark: object = None
+        self._failures = 0
         self._live = False
         self._last_live = time.monotonic()
         self._ready = False
@@ -77,25 +81,33 @@ class View:
     async def _run(self) -> None:
         from random import uniform
 
-        mark: object = None
-        failures = 0
         while True:
             try:
-                async with aclosing(self._registry.follow(self._service, mark)) as stream:
-                    async for after, item in stream:
-                        await self._take(item)
-                        mark = after
-                        failures = 0
-                self._failed(Unavailable("the stream of changes ended"))
+                await self._follow()
             except Gap as exc:
-                mark = None
+                self._mark = None
                 self._failed(exc)
             except Exception as exc:  # whatever a backend does, the view goes on with what it has
-                mark = mark if self._live else None
                 self._failed(exc)
-            delay = min(_LAST_DELAY, _FIRST_DELAY * 2**failures)
-            failures += 1
+            delay = min(_LAST_DELAY, _FIRST_DELAY * 2**self._failures)
+            self._failures += 1
             await asyncio.sleep(uniform(0, delay))
+
+    async def _follow(self) -> None:
+        """One attempt; it ends with an error."""
+        quiet = None
+        if self._mark is not None:  # nothing need come: a stream that goes on for a while is live
+            quiet = asyncio.get_running_loop().call_later(_PROBATION, self._proven)
+        try:
+            async with aclosing(self._registry.follow(self._service, self._mark)) as stream:
+                async for mark, item in stream:
+                    await self._take(item)
+                    self._mark = mark
+                    self._failures = 0
+            raise Unavailable("the stream of changes ended")
+        finally:
+            if quiet is not None:
+                quiet.cancel()
 
     def _failed(self, error: Exception) -> None:
         if self._live or not self._ready:
@@ -107,18 +119,21 @@ class View:
         self.error = error
         self._settled.set()
 
-    async def _take(self, item: Snapshot | Change) -> None:
-        if isinstance(item, Change):
-            self._apply([item])
-            return
-        if not item.nodes and self._known and not self._live and not await self._really_empty():
-            raise Unavailable("an empty answer right after an outage, which nothing confirms")
+    def _proven(self) -> None:
         if self._ready and not self._live:
             _log.info("registry: watch of %s is live again", self._service or "all services")
         self._live = self._ready = True
         self.error = None
-        self._apply(list(self._difference(item.nodes)))
         self._settled.set()
+
+    async def _take(self, item: Snapshot | Change) -> None:
+        if isinstance(item, Change):
+            self._apply([item])
+        else:
+            if not item.nodes and self._known and not self._live and not await self._really_empty():
+                raise Unavailable("an empty answer right after an outage, which nothing confirms")
+            self._apply(list(self._difference(item.nodes)))
+        self._proven()
 
     async def _really_empty(self) -> bool:
         if self.age > self._ttl:

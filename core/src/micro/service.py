@@ -196,7 +196,7 @@ class Service:
             registration = _Registration(registry, node, running.register_ttl, running.interval)
             await registration.start()
             self._server.ready = True
-            where = (self.name, node.address, registry.url)
+            where = (node.service, node.address, registry.url)
             _log.info("%s: serving at %s, registered with %s", *where)
             try:
                 yield
