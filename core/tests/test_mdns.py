@@ -330,7 +330,8 @@ async def test_a_late_goodbye_of_a_former_process_does_not_last(
             shout(MICRO.announcement(MICRO.card(node), ttl=0))
             heard: list[int] = []
             while len(heard) < 2:
-                heard += await eventually(lambda: times_to_live(listens), within=0.2) or []
+                said = await eventually(lambda: times_to_live(listens), within=0.2)
+                heard += said or []
         assert heard[:2] == [0, 30]
         assert await other.get(node.service) == (node,)
         assert list(follower.nodes.values()) == [node]
