@@ -19,6 +19,8 @@ DISTRIBUTIONS = [
     path.parent.relative_to(ROOT)
     for path in [ROOT / "core/pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))]
 ]
+#: Most tests wait, for a process or a time to live; those of one file share what they start.
+PARALLEL = ["-n", "4", "--dist", "loadfile"]
 PYTHONS = nox.project.python_versions(nox.project.load_toml(ROOT / "core/pyproject.toml"))
 
 nox.needs_version = ">=2025.2.9"
@@ -144,7 +146,7 @@ def pytest(session: nox.Session) -> None:
         return
     session.run("coverage", "erase")
     try:
-        session.run("coverage", "run", "-m", "pytest")
+        session.run("coverage", "run", "-m", "pytest", *PARALLEL)
     finally:
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
@@ -170,4 +172,5 @@ def try_out(session: nox.Session, *, core: Path, dist: Path) -> None:
             archive.extractall(filter="data")
         (unpacked,) = Path(temp).glob("*/PKG-INFO")
         config = str(ROOT / "pyproject.toml")
-        run("pytest", "-c", config, "--rootdir", temp, str(unpacked.parent / "tests"))
+        tests = str(unpacked.parent / "tests")
+        run("pytest", "-c", config, "--rootdir", temp, *PARALLEL, tests)
