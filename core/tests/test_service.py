@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import threading
 from collections.abc import AsyncIterator, Mapping
@@ -379,6 +380,19 @@ async def test_listening_beyond_this_machine_warns_at_each_start(
     ):  # fmt: skip
         assert registry.nodes[0].address == "127.0.0.1:9"
     assert "without TLS" in caplog.text
+
+
+@pytest.mark.asyncio
+async def test_address_that_means_all_is_advertised_as_one_that_others_reach() -> None:
+    registry = RecordingRegistry()
+    everywhere = {"server_address": "0.0.0.0:0", "server_insecure": "true"}
+    try:
+        async with opened(echo(registry=registry), **everywhere):
+            told = registry.nodes[0].address.rpartition(":")[0]
+    except micro.ConfigError as exc:  # a machine without a route has no such address
+        told = str(exc)
+    said_what_to_do = "--server_advertise host:port" in told
+    assert said_what_to_do or not ipaddress.ip_address(told).is_unspecified
 
 
 @pytest.mark.asyncio

@@ -35,7 +35,7 @@ _PROPAGATION = 2.0
 #: Seconds that calls have to end once nothing new is taken.
 _GRACE = 7.0
 #: Seconds that the last cancelled tasks have to end.
-_LAST_WAIT = 0.5
+_LAST_WAIT = 0.3
 
 
 class Service:

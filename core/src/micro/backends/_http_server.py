@@ -27,6 +27,8 @@ _FOREVER = float("inf")
 #: Seconds that a refused peer, which may still be sending, has to read why. Closing at once would
 #: reset the connection and lose the answer.
 _LINGER = 2.0
+#: Seconds that cancelled handlers have to end when the port closes.
+_LAST_WAIT = 0.3
 
 
 class HTTPListener(Listener):
@@ -70,7 +72,7 @@ class HTTPListener(Listener):
             session.abort()
             self.lost(session)
         if self._cancelled:  # a handler that ignores its cancellation must not hold the process
-            await asyncio.wait(self._cancelled, timeout=_LINGER)
+            await asyncio.wait(self._cancelled, timeout=_LAST_WAIT)
 
     def lost(self, session: Session) -> None:
         """The caller has gone: nobody waits for what runs."""

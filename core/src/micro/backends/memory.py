@@ -44,8 +44,8 @@ from micro.url import URL
 
 #: How many changes a follower may be behind before it must take a new snapshot.
 _HISTORY = 1024
-#: Seconds that cancelled handlers have to end.
-_LINGER = 2.0
+#: Seconds that cancelled handlers have to end when their listener closes.
+_LAST_WAIT = 0.3
 
 
 class _Nodes:
@@ -270,7 +270,7 @@ class _MemoryListener(Listener):
         for task in self._running:
             task.cancel()
         if self._running:  # a handler that ignores its cancellation must not hold the process
-            await asyncio.wait(self._running, timeout=_LINGER)
+            await asyncio.wait(self._running, timeout=_LAST_WAIT)
 
 
 class _MemoryChannel(Channel):
