@@ -667,9 +667,9 @@ def test_strictness_costs_at_most_25_times_plain_msgspec(*, ascii_only: bool) ->
     ids=lambda body: repr(body[:8]) + repr(body[-6:]),
 )
 def test_hostile_message_is_refused_within_2_seconds(body: bytes) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()  # what others do on a busy machine does not count
     refused(body, Empty)
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 @pytest.mark.parametrize(

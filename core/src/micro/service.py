@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -18,11 +15,11 @@ from micro.backend import Backend
 from micro.call import Middleware
 from micro.client import Client
 from micro.errors import Closed, ConfigError, MicroError
-from micro.logs import configure
 from micro.plugins import Plugins
+from micro.program import run
 from micro.registry import Node, Registry, check_node, check_service
 from micro.server import Server
-from micro.settings import Settings, usage
+from micro.settings import Settings
 from micro.transport import Limits, Listener, Transport
 
 _log = logging.getLogger("micro.service")
@@ -34,8 +31,6 @@ Lifespan = Callable[["Service"], AbstractAsyncContextManager[None]]
 _PROPAGATION = 2.0
 #: Seconds that calls have to end once nothing new is taken.
 _GRACE = 7.0
-#: Seconds that the last cancelled tasks have to end.
-_LAST_WAIT = 0.3
 
 
 class Service:
@@ -144,40 +139,7 @@ class Service:
         setting, or a backend that cannot be reached, ends the process with a text and status 2 or
         1.
         """
-        try:
-            settings = Settings(args)
-            if settings.wants_help:
-                print(usage())
-                return
-            level = settings.text("log_level", None, "info")
-            configure(level.text, source=level.source, colour=settings.colour)
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                status = runner.run(self._until_signal(settings))
-                if status:
-                    _exit_now(status)
-        except MicroError as exc:
-            print(f"{self.name}: {exc}", file=sys.stderr)
-            raise SystemExit(2 if isinstance(exc, ConfigError) else 1) from None
-
-    async def _until_signal(self, settings: Settings) -> int:
-        """Serve until a signal; the status to exit with, 0 after a whole drain."""
-        stopping = _Stopping()
-        try:
-            async with self.opened(settings):
-                stopping.started = True
-                await stopping.asked.wait()
-        except asyncio.CancelledError:
-            if not stopping.forced_by:
-                raise
-            _log.warning("%s: stopped at once", self.name)
-            return 128 + stopping.forced_by
-        finally:
-            stopping.close()
-        if await _left_running():
-            _log.error("%s: stopped without handlers that ignore their cancellation", self.name)
-            return 1
-        _log.info("%s: stopped", self.name)
-        return 0
+        run(self.name, self.opened, args)
 
     def _means(self) -> _Running:
         if self._running is None:
@@ -380,32 +342,6 @@ class _Registration:
                 failing = False
 
 
-class _Stopping:
-    """What signals ask for: the first to drain, the next, or one during the start, to end."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.started = False
-        self.forced_by = 0
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with suppress(NotImplementedError):  # no signal handlers in the loop of Windows
-                self._loop.add_signal_handler(number, self._on_signal, number)
-
-    def close(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with suppress(NotImplementedError):
-                self._loop.remove_signal_handler(number)
-
-    def _on_signal(self, number: signal.Signals) -> None:
-        if self.started and not self.asked.is_set():
-            self.asked.set()
-        elif self._task is not None:
-            self.forced_by = number
-            self._task.cancel()
-
-
 def _backend(
     kind: type[B], code: B | str | None, settings: Settings, plugins: Plugins, default: str
 ) -> B:
@@ -414,21 +350,6 @@ def _backend(
     if code is not None and not isinstance(code, str):
         raise ConfigError(f"code: {code!r} is no {kind.__name__}; give one, or a URL as text")
     return plugins.create(kind, settings.url(kind.__name__.lower(), code, default))
-
-
-async def _left_running() -> bool:
-    """Whether tasks remain that do not end although they are cancelled."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    return bool(left) and bool((await asyncio.wait(left, timeout=_LAST_WAIT))[1])
-
-
-def _exit_now(status: int) -> NoReturn:
-    """End the process without waiting for what does not end by itself."""
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(status)
 
 
 def _new_id() -> str:
@@ -461,11 +382,3 @@ def _reachable(address: str) -> str:
         f"server_address {address}: this machine has no route to tell its own address from; "
         "say where others reach it: --server_advertise host:port"
     )
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
