@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
@@ -40,7 +40,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
-    """A ratio of medians, by the clock, that must not be passed."""
+    """A ratio by the clock that must not be passed."""
 
     what: str
     ratio: float
@@ -63,10 +63,10 @@ class Results(msgspec.Struct, kw_only=True):
     def goals(self) -> list[Goal]:
         goals: list[Goal] = []
         if self.imports:
-            ratio = _ratio(self.imports, "micro", "asyncio", _wall)
+            ratio = self.imports["micro"].wall_ratio
             goals.append(Goal(what="import micro / import asyncio", ratio=ratio, at_most=1.3))
         if self.starts:
-            ratio = _ratio(self.starts, "micro", "FastAPI + uvicorn", _wall)
+            ratio = self.starts["micro"].wall_ratio
             goals.append(
                 Goal(what="start to serving / FastAPI + uvicorn", ratio=ratio, at_most=0.35)
             )
@@ -115,9 +115,9 @@ def _costs(title: str, about: str, costs: Mapping[str, Cost], base: str) -> str:
         [
             name,
             _spread(cost.wall_ms, "{:.0f}"),
-            f"{_ratio(costs, name, base, _wall):.2f}",
+            f"{cost.wall_ratio:.2f}",
             _spread(cost.cpu_ms, "{:.0f}"),
-            f"{_ratio(costs, name, base, _cpu):.2f}",
+            f"{cost.cpu_ratio:.2f}",
         ]
         for name, cost in costs.items()
     ]
@@ -159,18 +159,6 @@ def _table(names: list[str], rows: list[list[str]]) -> str:
 
 def _spread(value: Spread, form: str) -> str:
     return f"{form.format(value.median)} ({form.format(value.min)}-{form.format(value.max)})"
-
-
-def _ratio(costs: Mapping[str, Cost], name: str, base: str, of: Callable[[Cost], Spread]) -> float:
-    return of(costs[name]).median / of(costs[base]).median
-
-
-def _wall(cost: Cost) -> Spread:
-    return cost.wall_ms
-
-
-def _cpu(cost: Cost) -> Spread:
-    return cost.cpu_ms
 
 
 def _cpu_us(level: Level) -> float:

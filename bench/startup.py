@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -22,10 +23,16 @@ _REQUEST = (
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """Milliseconds by the clock and of CPU."""
+    """Milliseconds by the clock and of CPU, and the same as ratios to the base.
+
+    A ratio is the median of the ratios round for round: a machine that is slow for a while is slow
+    for both sides of them.
+    """
 
     wall_ms: Spread
     cpu_ms: Spread
+    wall_ratio: float
+    cpu_ratio: float
 
 
 def imports(rounds: int) -> dict[str, Cost]:
@@ -38,7 +45,7 @@ def imports(rounds: int) -> dict[str, Cost]:
         "micro, with typing_extensions": "import micro",
     }
     competitors = {name: partial(_whole, program) for name, program in programs.items()}
-    return _costs(competitors, rounds)
+    return _costs(competitors, "asyncio", rounds)
 
 
 def starts(rounds: int) -> dict[str, Cost]:
@@ -49,16 +56,25 @@ def starts(rounds: int) -> dict[str, Cost]:
         "FastAPI + uvicorn": partial(_to_answer, "fastapi_server"),
         "FastAPI + uvicorn, asyncio loop": partial(_to_answer, "fastapi_server", "--asyncio"),
     }
-    return _costs(competitors, rounds)
+    return _costs(competitors, "FastAPI + uvicorn", rounds)
 
 
 def _costs(
-    competitors: Mapping[str, Callable[[], tuple[float, float]]], rounds: int
+    competitors: Mapping[str, Callable[[], tuple[float, float]]], base: str, rounds: int
 ) -> dict[str, Cost]:
     # The first two rounds write bytecode and fill the cache of files.
     found = in_turns(competitors, rounds=rounds, warm_up=2)
     return {
-        name: Cost(spread(wall for wall, _ in pairs), spread(cpu for _, cpu in pairs))
+        name: Cost(
+            spread(wall for wall, _ in pairs),
+            spread(cpu for _, cpu in pairs),
+            *(
+                statistics.median(
+                    one[part] / other[part] for one, other in zip(pairs, found[base], strict=True)
+                )
+                for part in (0, 1)
+            ),
+        )
         for name, pairs in found.items()
     }
 

@@ -126,7 +126,7 @@ def enter(call: Call) -> Context:
 # -- metadata ----------------------------------------------------------------------------------
 
 _NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,256}")
-_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _RESERVED = frozenset(
     """
     accept accept-encoding connection content-encoding content-length content-type date expect host
@@ -162,7 +162,11 @@ def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
                 f"metadata {name!r}: a value has no CR, LF or NUL, no other control character, "
                 "and no blank at its ends"
             )
-        if len(value.encode()) > METADATA_VALUE:
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"metadata {name!r}: the value has half a character") from None
+        if size > METADATA_VALUE:
             raise TooLarge(f"metadata {name!r} is over {METADATA_VALUE} bytes")
         checked[lower] = value
     return checked

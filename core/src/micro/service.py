@@ -7,7 +7,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -16,11 +16,12 @@ from micro.call import Middleware
 from micro.client import Client
 from micro.errors import Closed, ConfigError, MicroError
 from micro.plugins import Plugins
-from micro.program import run
 from micro.registry import Node, Registry, check_node, check_service
 from micro.server import Server
-from micro.settings import Settings
 from micro.transport import Limits, Listener, Transport
+
+if TYPE_CHECKING:
+    from micro.settings import Settings
 
 _log = logging.getLogger("micro.service")
 
@@ -108,6 +109,8 @@ class Service:
             ConfigError: a setting is wrong; the text says where it came from.
             Unavailable: a backend cannot be reached.
         """
+        from micro.settings import Settings
+
         await self._stack.enter_async_context(self.opened(Settings()))
         return self
 
@@ -139,6 +142,8 @@ class Service:
         setting, or a backend that cannot be reached, ends the process with a text and status 2 or
         1.
         """
+        from micro.program import run
+
         run(self.name, self.opened, args)
 
     def _means(self) -> _Running:
