@@ -288,11 +288,11 @@ def test_an_error_for_machines_is_json() -> None:
 
 @served
 def test_no_reply_in_time_is_deadline_exceeded() -> None:
-    done = run("call", "helloworld", "Helloworld.Wait", "--client_request_timeout", "900ms")
+    done = run("call", "helloworld", "Helloworld.Wait", "--client_request_timeout", "2500ms")
     assert done == (
         Exit.DEADLINE_EXCEEDED,
         "",
-        "error: DeadlineExceeded: helloworld Helloworld.Wait: no reply in 0.9 s\n",
+        "error: DeadlineExceeded: helloworld Helloworld.Wait: no reply in 2.5 s\n",
     )
 
 

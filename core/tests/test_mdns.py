@@ -344,6 +344,22 @@ def times_to_live(sock: socket.socket) -> list[int] | None:
 
 
 @pytest.mark.asyncio
+async def test_an_answer_read_after_the_goodbye_brings_nobody_back(registry: MDNSRegistry) -> None:
+    """They come to two sockets, so that the order in which they are read says nothing."""
+    card = MICRO.card(node_())
+    question = parse(MICRO.query(card.node.service)).questions[0]
+    here = ("127.0.0.1", 5353)
+    async with follow(registry, card.node.service) as follower:
+        registry._hear(MICRO.announcement(card, ttl=30), here, False)
+        await eventually(lambda: follower.nodes)
+        registry._hear(MICRO.announcement(card, ttl=0), here, False)
+        registry._hear(MICRO.answer(question, card, ttl=30), here, True)
+        await eventually(lambda: not follower.nodes)
+        registry._hear(MICRO.announcement(card, ttl=30), here, False)
+        await eventually(lambda: follower.nodes)
+
+
+@pytest.mark.asyncio
 async def test_a_node_just_deregistered_can_be_registered_again(
     own_network: None, registry: MDNSRegistry, other: MDNSRegistry
 ) -> None:

@@ -8,7 +8,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	micro "go-micro.dev/v4"
 	"go-micro.dev/v4/client"
@@ -35,9 +37,14 @@ func (h *Helloworld) Fail(ctx context.Context, req *Request, rsp *Response) erro
 	return errors.BadRequest("helloworld", "name %s is not allowed", req.Name)
 }
 
+// Signals are taken from the first line on: Go Micro itself takes them only once it has registered,
+// and one that comes before ends the process without a goodbye.
 func serve(name string) error {
-	service := micro.NewService(micro.Server(server.NewServer(
-		server.Name(name), server.Id("go"), server.Address("127.0.0.1:0"))))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	service := micro.NewService(micro.Context(ctx), micro.HandleSignal(false),
+		micro.Server(server.NewServer(
+			server.Name(name), server.Id("go"), server.Address("127.0.0.1:0"))))
 	if err := micro.RegisterHandler(service.Server(), new(Helloworld)); err != nil {
 		return err
 	}

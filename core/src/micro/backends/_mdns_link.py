@@ -27,17 +27,22 @@ _HOSTS = 1024
 _WAY_OUT = "use another registry: --registry memory, or MICRO_REGISTRY=etcd://host:2379"
 
 
+#: Gets a packet, where it is from, and whether it came to the port that questions are asked from.
+Hear = Callable[[bytes, Source, bool], None]
+
+
 class _Ear(asyncio.DatagramProtocol):
-    def __init__(self, hear: Callable[[bytes, Source], None]) -> None:
+    def __init__(self, hear: Hear, *, asked: bool) -> None:
         self.closed = asyncio.get_running_loop().create_future()
         self.transport: asyncio.BaseTransport | None = None
         self._hear = hear
+        self._asked = asked
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
 
     def datagram_received(self, data: bytes, addr: Source) -> None:
-        self._hear(data, (addr[0], addr[1]))
+        self._hear(data, (addr[0], addr[1]), self._asked)
 
     def error_received(self, exc: Exception) -> None:
         _log.debug("mdns: %s", exc)
@@ -50,13 +55,13 @@ class _Ear(asyncio.DatagramProtocol):
 
 
 class Link:
-    """Where packets come from and go to; ``hear`` gets each with the host and port it is from.
+    """Where packets come from and go to; ``hear`` gets each.
 
     Multicast to port 5353 reaches every socket there, but a packet to this host alone reaches only
     one of all processes. So questions are asked from a second socket, with a port of its own.
     """
 
-    def __init__(self, hear: Callable[[bytes, Source], None]) -> None:
+    def __init__(self, hear: Hear) -> None:
         self._hear = hear
         self._sockets: list[socket.socket] = []
         self._ears: list[_Ear] = []
@@ -158,7 +163,7 @@ class Link:
         self._asking = self._sockets[1].getsockname()[1]
 
     async def _listen(self, sock: socket.socket) -> None:
-        ear = _Ear(self._hear)
+        ear = _Ear(self._hear, asked=sock is self._sockets[1])
         self._ears.append(ear)
         loop = asyncio.get_running_loop()
         await loop.create_datagram_endpoint(lambda: ear, sock=sock)

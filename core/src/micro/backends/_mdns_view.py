@@ -16,6 +16,8 @@ from micro.registry import Change, Node
 
 #: Nobody is thought to answer any more when nothing has come for so long.
 _QUIET = 0.1
+#: Seconds for which an answer may be older than a goodbye that was read before it.
+_JUST_NOW = 0.5
 #: A question is repeated after so long, then after twice that, and so on.
 _FIRST_PAUSE = 0.25
 _LAST_PAUSE = 60.0
@@ -75,6 +77,7 @@ class View:
         self._bytes = 0
         self._told: dict[str, Node] = {}
         self._changed: dict[str, None] = {}
+        self._left: dict[str, float] = {}
         self._questions: dict[str | None, None] = {}
         self._asked: dict[str, float] = {}
         self._pause = _FIRST_PAUSE
@@ -110,10 +113,21 @@ class View:
 
     def forget(self, key: str, *, local: bool = True) -> None:
         """The node is gone; a node of this host only when this host says so."""
+        if len(self._left) >= _SERVICES:
+            self._left.clear()
+        self._left[key] = time.monotonic()
         seen = self._seen.get(key)
         if seen is not None and (local or not seen.heard.only_here):
             self._pop(key)
             self._note(key)
+
+    def has_just_left(self, key: str) -> bool:
+        """Whether the node said goodbye a moment ago.
+
+        An answer comes to another socket than a goodbye, so one that was sent before it may be read
+        after it. What is announced comes in the order in which it was said.
+        """
+        return time.monotonic() - self._left.get(key, -math.inf) < _JUST_NOW
 
     def name(self, service: str) -> bool:
         """A service is listed; False when there is no room for it."""

@@ -263,7 +263,7 @@ class MDNSRegistry(Registry):
 
     # -- what we hear
 
-    def _hear(self, wire: bytes, source: Source) -> None:
+    def _hear(self, wire: bytes, source: Source, asked: bool) -> None:  # noqa: FBT001 - see Hear
         if self._link is None:
             return
         try:
@@ -274,7 +274,7 @@ class MDNSRegistry(Registry):
             for name in self._zone.listed(packet):
                 self._learn_name(check_service(name))
             for instance in self._zone.instances(packet):
-                self._learn(instance, source, self._link)
+                self._learn(instance, source, self._link, asked=asked)
         except MicroError as exc:
             self._drop(exc, source)
 
@@ -303,7 +303,7 @@ class MDNSRegistry(Registry):
         if [view for view in self._views if not view.name(service)]:
             raise ResourceExhausted(f"no room for the name {service!r}")
 
-    def _learn(self, instance: Instance, source: Source, link: Link) -> None:
+    def _learn(self, instance: Instance, source: Source, link: Link, *, asked: bool) -> None:
         own = self._own.get(instance.key)
         if own is not None and own.ttl:
             if not instance.ttl:  # of one that had the id before, or another's forgery
@@ -316,6 +316,8 @@ class MDNSRegistry(Registry):
         if instance.ttl == 0:
             for view in views:
                 view.forget(instance.key, local=local)
+            return
+        if asked and any(view.has_just_left(instance.key) for view in views):
             return
         node, size = node_of(instance)
         heard = Heard(node, size, _only_here(instance, source, local=local))
