@@ -405,6 +405,28 @@ async def test_first_client_middleware_is_outermost() -> None:
 
 
 @pytest.mark.asyncio
+async def test_failed_dial_is_tried_again_though_nobody_waited_for_its_end() -> None:
+    async with _one_node() as (web, _registry, _):
+        transport = await web.client._means().transport()
+        dial, entered, fail = transport.dial, asyncio.Event(), asyncio.Event()
+
+        async def failing(address: str, *, timeout: float) -> Any:
+            entered.set()
+            await fail.wait()
+            raise micro.Unavailable("no route")
+
+        transport.dial = failing  # type: ignore[method-assign]
+        calling = asyncio.create_task(web.call("greeter", "Greeter.Where"))
+        await entered.wait()
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+        fail.set()
+        transport.dial = dial  # type: ignore[method-assign]
+        await eventually(lambda: not web.client._channels)
+        assert await web.call("greeter", "Greeter.Where") == "one"
+
+
+@pytest.mark.asyncio
 async def test_first_calls_at_once_share_one_watch() -> None:
     async with fleet("a") as web:
         greeter = web.client("greeter", Greeter)

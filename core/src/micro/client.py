@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar, cast, overload
 
 import msgspec
@@ -286,13 +286,16 @@ class Client:
         if dialled is None:
             dialled = asyncio.create_task(self._dial(address))
             self._channels[address] = dialled
+            dialled.add_done_callback(partial(self._dialled, address))
         if dialled.done():
             return dialled.result()
-        try:
-            return await asyncio.shield(dialled)
-        except MicroError:
-            self._channels.pop(address, None)
-            raise
+        return await asyncio.shield(dialled)
+
+    def _dialled(self, address: str, dialled: asyncio.Task[Channel]) -> None:
+        """Forget a failure, so that the next call dials again, whoever still waits for this one."""
+        failed = dialled.cancelled() or dialled.exception() is not None
+        if failed and self._channels.get(address) is dialled:
+            del self._channels[address]
 
     async def _dial(self, address: str) -> Channel:
         transport = await self._means().transport()

@@ -24,7 +24,10 @@ _HOPS_HERE = 0
 #: What may come while the loop is busy; the kernel gives as much of it as it allows.
 _BUFFER = 4 * 1024 * 1024
 _HOSTS = 1024
-_WAY_OUT = "use another registry: --registry memory, or MICRO_REGISTRY=etcd://host:2379"
+_WAY_OUT = (
+    "bring an interface up, or use another registry: "
+    "--registry memory, or MICRO_REGISTRY=memory, works inside one process"
+)
 
 
 #: Gets a packet, where it is from, and whether it came to the port that questions are asked from.
