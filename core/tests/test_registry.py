@@ -23,7 +23,6 @@ from micro.registry import (
     Value,
     check_node,
     check_service,
-    without_nulls,
 )
 
 NODE = Node(service="users", id="users-1", address="10.0.0.1:8080")
@@ -219,21 +218,3 @@ def test_any_node_is_taken_or_an_invalid_argument(service: str, id: str, address
     except micro.InvalidArgument:
         return
     assert _LABEL.fullmatch(checked.id)
-
-
-# -- JSON from Go ------------------------------------------------------------------------------
-
-
-def test_names_that_are_null_are_left_out_at_every_level() -> None:
-    go = {
-        "name": "x",
-        "metadata": None,
-        "nodes": [{"id": "1", "metadata": None}],
-        "endpoints": None,
-    }
-    assert without_nulls(go) == {"name": "x", "nodes": [{"id": "1"}]}
-
-
-@pytest.mark.parametrize("value", [{}, [], [{}], {"a": {}}, "", 0, False, "null"])
-def test_what_is_not_null_is_kept(value: object) -> None:
-    assert without_nulls(value) == value

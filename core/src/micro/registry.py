@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -69,12 +69,14 @@ class RegistryFeatures(msgspec.Struct, frozen=True, kw_only=True):
 
     ``min_ttl`` is the least time to live, in seconds, that it keeps; ``converge`` the seconds in
     which every other client sees a change; with ``ignores_case`` names that differ only in case
-    are one service.
+    are one service. With ``history`` a follower that goes on from a mark gets every change since,
+    in order and once; without it, it gets a Gap.
     """
 
     min_ttl: float
     converge: float
     ignores_case: bool = False
+    history: bool = False
 
 
 class Registry(Backend[RegistryFeatures]):
@@ -98,6 +100,7 @@ class Registry(Backend[RegistryFeatures]):
         Raises:
             InvalidArgument: the id or the address cannot be registered.
             TooLarge: the node is over 64 KiB, or over what the server keeps.
+            Unsupported: ``ttl`` is below ``features.min_ttl``.
             Unavailable: the registry cannot be reached.
         """
 
@@ -161,12 +164,3 @@ def check_node(node: Node) -> Node:
     if not host or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
         raise InvalidArgument(f"node address {node.address[:80]!r}: write host:port")
     return node
-
-
-def without_nulls(value: Any) -> Any:
-    """JSON from Go, where an absent list or map is ``null``, with those names left out."""
-    if isinstance(value, dict):
-        return {name: without_nulls(item) for name, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value

@@ -19,7 +19,8 @@ import msgspec
 
 from micro.codec import codec_for
 from micro.errors import ConfigError, DecodeError, InvalidArgument, TooLarge
-from micro.registry import NODE_SIZE, Endpoint, Node, check_node, check_service, without_nulls
+from micro.record import check_found, without_nulls
+from micro.registry import NODE_SIZE, Endpoint, Node, check_node, check_service
 
 #: The most that one UDP packet carries over IPv4; Go reads into 65,536 bytes.
 PACKET_SIZE = 65_507
@@ -42,8 +43,6 @@ _TXT = dns.rdatatype.TXT
 _ANSWER = 0x8000
 _AUTHORITATIVE = 0x0400
 _OPCODE_TC_RCODE = 0x7A0F
-# Go Micro's ids are longer than ours, and may have dots: name of the server, a dash, a uuid.
-_FOREIGN_ID = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 _LIST = "_services"
 _LIST_PORT = 9999
 
@@ -297,8 +296,8 @@ def node_of(instance: Instance) -> tuple[Node, int]:
     if not instance.key.endswith("." + service.lower()):
         raise DecodeError(f"{instance.name[:80]!r} says that it is of {service!r}")
     id_ = instance.name[: -len(service) - 1]
-    if not _FOREIGN_ID.fullmatch(id_) or not instance.port or instance.address is None:
-        raise DecodeError(f"{instance.name[:80]!r} has no id, no port or no address")
+    if instance.address is None:
+        raise DecodeError(f"{instance.name[:80]!r} has no address")
     host = str(_usable(instance.address))
     node = Node(
         service=service,
@@ -309,7 +308,7 @@ def node_of(instance: Instance) -> tuple[Node, int]:
         service_metadata=said.service_metadata,
         endpoints=said.endpoints,
     )
-    return node, len(text)
+    return check_found(node), len(text)
 
 
 def _packet(flags: int, question: Question | None, records: list[_Data], *, ttl: int) -> bytes:
