@@ -24,6 +24,8 @@ from micro.cli._output import Exit, exit_of
 from micro.errors import BY_NAME
 from micro.logs import printable
 
+from .test_installed import Site
+
 MICRO = str(Path(sys.executable).with_name("micro"))
 #: Seconds that any one step may take.
 PATIENCE = 30
@@ -631,6 +633,254 @@ def test_version_for_machines_is_json(capsys: pytest.CaptureFixture[str]) -> Non
     told = json.loads(capsys.readouterr().out)
     assert told["Python"] == ".".join(map(str, sys.version_info[:3]))
     assert set(told) == {"micro-core", "Python"}
+
+
+# -- plugins -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    site = Site(tmp_path, monkeypatch)
+    site.install("micro-core", version="0.9")
+    yield site
+    site.forget()
+
+
+COMMANDS = """
+import click
+from micro.hookspecs import hookimpl
+
+@click.command("dump")
+@click.argument("word", default="nothing")
+def dump(word):
+    'Dump what there is.'
+    click.echo(f"dumped {word}")
+
+@hookimpl
+def micro_commands():
+    return [click.Command("other"), dump]
+"""
+BACKENDS = """
+from micro.backends.memory import MemoryRegistry
+from micro.hookspecs import hookimpl
+
+class XRegistry(MemoryRegistry):
+    schemes = ("x",)
+
+@hookimpl
+def micro_backends():
+    return [XRegistry]
+"""
+EXTENSION = """
+from micro.hookspecs import hookimpl
+
+class Debug:
+    async def stats(self) -> str:
+        return "fine"
+
+def saying(handler):
+    async def run(call, body):
+        print("called", call.endpoint)
+        return await handler(call, body)
+    return run
+
+@hookimpl
+def micro_configure(service):
+    service.handle(Debug())
+    service.wrap_client(saying)
+"""
+LOUD = "raise RuntimeError('loaded')"
+
+
+def install_dump(site: Site, text: str = COMMANDS, name: str = "dump") -> None:
+    modules = {"micro_plugin_x_commands": text}
+    site.install("micro-plugin-x", commands={name: "micro_plugin_x_commands"}, modules=modules)
+
+
+def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What ``micro plugins --json`` prints, by distribution."""
+    assert main(["plugins", "--json"]) == Exit.OK
+    return {row["distribution"]: row for row in json.loads(capsys.readouterr().out)}
+
+
+def test_command_of_a_plugin_runs(capsys: pytest.CaptureFixture[str], site: Site) -> None:
+    install_dump(site)
+    assert main(["dump", "all"]) == Exit.OK
+    assert capsys.readouterr().out == "dumped all\n"
+
+
+def test_help_of_a_plugins_command_is_its_own(
+    capsys: pytest.CaptureFixture[str], site: Site
+) -> None:
+    install_dump(site)
+    assert main(["dump", "--help"]) == Exit.OK
+    text = capsys.readouterr().out
+    assert "Usage: micro dump [OPTIONS] [WORD]" in text
+    assert "Dump what there is." in text
+
+
+def test_help_lists_a_plugins_command_without_loading_it(
+    capsys: pytest.CaptureFixture[str], site: Site
+) -> None:
+    install_dump(site, LOUD)
+    assert main(["--help"]) == Exit.OK
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "dump from micro-plugin-x 1.0" in rows
+    assert "micro_plugin_x_commands" not in sys.modules
+
+
+def test_plugins_command_completes_without_being_loaded(
+    monkeypatch: pytest.MonkeyPatch, site: Site
+) -> None:
+    install_dump(site, LOUD)
+    monkeypatch.setenv("PYTHONPATH", str(site.folder))
+    assert completed(monkeypatch, "du") == (0, "plain,dump\n", "")
+    assert completed(monkeypatch, "dump", "--") == (0, "plain,--help\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("", "it has no hook micro_commands"),
+        (COMMANDS.replace("[click.Command", "[5, click.Command"), "gave [5, <Command other>, "),
+        (COMMANDS.replace('"dump"', '"damp"'), "micro_commands gave no command 'dump'"),
+        (
+            COMMANDS.replace("return", "raise LookupError; return"),
+            "micro_commands gave no list: LookupErr",
+        ),
+    ],
+)
+def test_broken_command_of_a_plugin_is_a_usage_error_that_names_it(
+    capsys: pytest.CaptureFixture[str], site: Site, text: str, cause: str
+) -> None:
+    install_dump(site, text)
+    assert main(["dump"]) == Exit.USAGE
+    error = capsys.readouterr().err
+    assert error.startswith("error: ConfigError: micro dump: command 'dump' of micro-plugin-x 1.0 ")
+    assert cause in error
+    assert error.count("\n") == 1
+    assert main(["version"]) == Exit.OK
+
+
+def test_two_distributions_for_one_command_are_refused_unloaded_and_both_are_named(
+    capsys: pytest.CaptureFixture[str], site: Site
+) -> None:
+    install_dump(site, LOUD)
+    site.install("another-x", commands={"dump": "another_x"}, modules={"another_x": LOUD})
+    assert main(["dump"]) == Exit.USAGE
+    error = capsys.readouterr().err
+    assert error.startswith("error: ConfigError: micro dump: command 'dump' of another-x 1.0 ")
+    assert error.endswith("it is claimed by micro-plugin-x 1.0 too; uninstall one of them\n")
+    main(["--help"])
+    assert "from another-x 1.0 and micro-plugin-x 1.0" in capsys.readouterr().out
+
+
+def test_command_of_a_plugin_does_not_replace_ours(
+    capsys: pytest.CaptureFixture[str], site: Site
+) -> None:
+    install_dump(site, COMMANDS.replace('"dump"', '"version"'), name="version")
+    assert main(["version"]) == Exit.OK
+    assert capsys.readouterr().out.startswith("micro-core")
+    (told,) = listed(capsys)["micro-plugin-x"]["commands"]
+    assert told["broken"].startswith("micro has a command of that name")
+
+
+def test_plugins_lists_what_is_installed_and_why_it_is_broken(
+    capsys: pytest.CaptureFixture[str], site: Site
+) -> None:
+    install_dump(site)
+    site.install(
+        "micro-plugin-y",
+        version="2.3",
+        backends={"x": "micro_plugin_y", "z": "micro_plugin_y", "e": "no_such_module"},
+        extensions={"audit": "micro_plugin_y_audit"},
+        modules={"micro_plugin_y": BACKENDS, "micro_plugin_y_audit": EXTENSION},
+    )
+    assert main(["plugins"]) == Exit.OK
+    assert [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()] == [
+        ["DISTRIBUTION", "VERSION", "OFFERS"],
+        ["micro-core", "0.9", "scheme http: transport"],
+        ["scheme", "mdns:", "registry"],
+        ["scheme", "memory:", "registry, transport"],
+        ["micro-plugin-x", "1.0", "command dump"],
+        [
+            "micro-plugin-y",
+            "2.3",
+            (
+                "scheme e: BROKEN: it cannot be imported: ModuleNotFoundError: "
+                "No module named 'no_such_module' (module no_such_module)"
+            ),
+        ],
+        ["scheme", "x:", "registry"],
+        [
+            "scheme",
+            "z:",
+            "BROKEN: micro_backends gave no backend with the scheme 'z' (module micro_plugin_y)",
+        ],
+        ["extension", "audit"],
+    ]
+
+
+def test_plugins_for_machines_is_json(capsys: pytest.CaptureFixture[str], site: Site) -> None:
+    install_dump(site)
+    site.install("another-x", commands={"dump": "another_x"}, backends={"x": "another_x"})
+    (site.folder / "another_x.py").write_text(BACKENDS)
+    rows = listed(capsys)
+    assert rows["micro-core"]["version"] == "0.9"
+    assert {"name": "memory", "kinds": ["registry", "transport"]} in rows["micro-core"]["schemes"]
+    assert rows["another-x"] == {
+        "distribution": "another-x",
+        "version": "1.0",
+        "schemes": [{"name": "x", "kinds": ["registry"]}],
+        "commands": [
+            {"name": "dump", "broken": "it is claimed by micro-plugin-x 1.0 too (module another_x)"}
+        ],
+        "extensions": [],
+    }
+    (twice,) = rows["micro-plugin-x"]["commands"]
+    assert twice["broken"].startswith("it is claimed by another-x 1.0 too")
+
+
+def test_plugins_where_none_is_installed_says_how_one_is_found(
+    capsys: pytest.CaptureFixture[str], site: Site
+) -> None:
+    assert main(["plugins"]) == Exit.OK
+    shown = capsys.readouterr().out
+    assert "No plugin is installed." in shown
+    assert "micro.backends, micro.commands or micro.extensions" in shown
+    assert sys.executable in shown
+
+
+def test_extension_wraps_the_calls_of_the_command_and_makes_it_serve_nothing(
+    capsys: pytest.CaptureFixture[str], site: Site
+) -> None:
+    site.install("micro-plugin-e", extensions={"e": "ext"}, modules={"ext": EXTENSION})
+    words = ["--registry", "memory", "--transport", "memory"]
+    assert main(["call", "micro", "Debug.Stats", *words, "--extensions", "e"]) == Exit.NOT_FOUND
+    shown = capsys.readouterr()
+    assert shown.out == "called Debug.Stats\n"
+    assert "nothing is registered" in shown.err
+
+
+def test_extensions_of_the_command_may_be_repeated(
+    capsys: pytest.CaptureFixture[str], site: Site
+) -> None:
+    site.install("micro-plugin-e", extensions={"e": "ext"}, modules={"ext": EXTENSION})
+    words = ["--extensions", "f", "--extensions", "e", "services", "--registry", "memory"]
+    assert main(words) == Exit.USAGE
+    text = "--extensions: no extension has the name 'f' (installed: e)"
+    assert capsys.readouterr().err == f"error: ConfigError: {text}\n"
+
+
+def test_no_plugin_is_looked_for_when_none_is_asked_for() -> None:
+    program = """\
+import sys
+from micro.cli import main
+main(["services", "--registry", "memory", "--transport", "memory"])
+print(*sys.modules)"""
+    done = run("-c", program, command=(sys.executable,))
+    assert not {"importlib.metadata", "pluggy"} & set(done.out.split())
 
 
 # -- a terminal --------------------------------------------------------------------------------

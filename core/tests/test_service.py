@@ -6,8 +6,9 @@ import asyncio
 import ipaddress
 import logging
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from micro.settings import Settings
 from micro.testing import eventually, serving
 
 from .test_follow import ScriptedRegistry
+from .test_installed import Site
 
 
 class Echo:
@@ -324,7 +326,7 @@ async def test_first_server_middleware_is_outermost_and_can_refuse() -> None:
     [
         (
             {"registry": "ectd://h:1"},
-            r"MICRO_REGISTRY: no registry has the scheme 'ectd'; known are",
+            r"MICRO_REGISTRY: no registry has the scheme 'ectd'; did you mean 'etcd'\?",
         ),
         ({"registry": "memori"}, r"MICRO_REGISTRY: .* did you mean 'memory'\?"),
         ({"registry": "memory?tmeout=1"}, r"MICRO_REGISTRY: memory: unknown option 'tmeout'"),
@@ -414,3 +416,239 @@ def test_making_a_service_does_nothing() -> None:
     threads = threading.active_count()
     echo(registry="mdns", transport="http")
     assert threading.active_count() == threads
+
+
+# -- middleware that is added, and extensions --------------------------------------------------
+
+
+def noting(name: str, order: list[str]) -> micro.Middleware:
+    def wrap(handler: micro.Handler) -> micro.Handler:
+        async def run(call: micro.Call, body: micro.Body) -> micro.Reply:
+            order.append(name)
+            return await handler(call, body)
+
+        return run
+
+    return wrap
+
+
+@pytest.mark.asyncio
+async def test_last_wrapped_is_outermost_on_both_sides() -> None:
+    order: list[str] = []
+    service = echo(
+        middleware=[noting("in 1", order), noting("in 2", order)],
+        client_middleware=[noting("out 1", order), noting("out 2", order)],
+    )
+    for number in (3, 4):
+        service.wrap_handler(noting(f"in {number}", order))
+        service.wrap_client(noting(f"out {number}", order))
+    async with serving(service) as client:
+        await client.call("echo", "Echo.Say", {"text": "x"})
+    outgoing, incoming = order[:4], order[4:]
+    assert outgoing == ["out 4", "out 3", "out 1", "out 2"]
+    assert incoming == ["in 4", "in 3", "in 1", "in 2"]
+
+
+@pytest.mark.asyncio
+async def test_middleware_after_the_start_is_refused() -> None:
+    service = echo()
+    async with serving(service):
+        with pytest.raises(micro.ConfigError, match="middleware before the service starts"):
+            service.wrap_handler(noting("late", []))
+        with pytest.raises(micro.ConfigError, match="middleware before the service starts"):
+            service.wrap_client(noting("late", []))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    site = Site(tmp_path, monkeypatch)
+    yield site
+    site.forget()
+
+
+EXTENSION = """
+from micro.hookspecs import hookimpl
+
+def note(name):
+    def wrap(handler):
+        async def run(call, body):
+            call.metadata["path"] = call.metadata.get("path", "") + name
+            return await handler(call, body)
+        return run
+    return wrap
+
+@hookimpl
+def micro_configure(service):
+    service.told.append("NAME")
+    service.wrap_client(note("NAME "))
+"""
+
+
+class Told(micro.Service):
+    """Extensions add their names to ``told``."""
+
+    def __init__(self, *extensions: str, **options: Any) -> None:
+        super().__init__("echo", extensions=extensions, **options)
+        self.told: list[str] = []
+
+
+def install_extension(site: Site, name: str, text: str = EXTENSION) -> None:
+    site.install(
+        f"micro-plugin-{name}",
+        extensions={name: f"micro_plugin_{name}"},
+        modules={f"micro_plugin_{name}": text.replace("NAME", name)},
+    )
+
+
+IN_MEMORY = {"MICRO_REGISTRY": "memory", "MICRO_TRANSPORT": "memory"}
+
+
+async def refusal(service: micro.Service, *flags: str, **variables: str) -> str:
+    """What a start that fails says."""
+    settings = Settings(flags, {**IN_MEMORY, **variables})
+    with pytest.raises(micro.ConfigError) as caught:
+        async with service.opened(settings):
+            raise AssertionError("it must not start")
+    return str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_extensions_of_code_environment_and_flags_add_up_each_once(site: Site) -> None:
+    for name in "abcd":
+        install_extension(site, name)
+    service = Told("c", "a")
+    settings = Settings(["--extensions=d,a"], {**IN_MEMORY, "MICRO_EXTENSIONS": "b,c"})
+    async with service.opened(settings):
+        assert service.told == ["c", "a", "b", "d"]
+
+
+@pytest.mark.asyncio
+async def test_extension_adds_to_a_service_once_however_often_it_is_opened(site: Site) -> None:
+    install_extension(site, "a")
+    service = Told("a")
+    for _ in range(2):
+        async with serving(service):
+            assert service.told == ["a"]
+
+
+@pytest.mark.asyncio
+async def test_extension_that_is_not_named_is_not_loaded(site: Site) -> None:
+    install_extension(site, "a", "raise RuntimeError('loaded')")
+    install_extension(site, "b")
+    service = Told("b")
+    async with serving(service):
+        assert service.told == ["b"]
+
+
+@pytest.mark.asyncio
+async def test_extension_comes_before_the_lifespan_and_the_backends(site: Site) -> None:
+    install_extension(site, "a")
+    registry = RecordingRegistry()
+
+    @asynccontextmanager
+    async def lifespan(service: micro.Service) -> AsyncIterator[None]:
+        registry.told.append("lifespan")
+        yield
+
+    service = Told("a", registry=registry, transport="memory", lifespan=lifespan)
+    service.told = registry.told
+    async with opened(service):
+        assert registry.told == ["a", "connect", "lifespan"]
+
+
+@pytest.mark.asyncio
+async def test_extension_may_add_handlers(site: Site) -> None:
+    text = """
+from micro.hookspecs import hookimpl
+
+class Debug:
+    async def stats(self) -> str:
+        return "fine"
+
+@hookimpl
+def micro_configure(service):
+    service.handle(Debug())
+"""
+    install_extension(site, "debug", text)
+    async with serving(Told("debug")) as client:
+        assert await client.call("echo", "Debug.Stats") == "fine"
+
+
+@pytest.mark.asyncio
+async def test_middleware_of_the_last_extension_is_outermost(site: Site) -> None:
+    class Road:
+        async def walked(self) -> str:
+            return micro.context().metadata["path"]
+
+    for name in "ab":
+        install_extension(site, name)
+    service = Told("a", "b")
+    service.handle(Road())
+    async with serving(service) as client:
+        assert await client.call("echo", "Road.Walked") == "b a "
+
+
+@pytest.mark.asyncio
+async def test_unknown_extension_is_refused_with_its_source_the_nearest_and_all(
+    site: Site,
+) -> None:
+    install_extension(site, "audit")
+    install_extension(site, "trace")
+    told = await refusal(Told(), MICRO_EXTENSIONS="audti")
+    assert told == (
+        "MICRO_EXTENSIONS: no extension has the name 'audti' (installed: audit, trace); "
+        "did you mean 'audit'?"
+    )
+    told = await refusal(Told(), "--extensions=xyz")
+    assert told == "--extensions: no extension has the name 'xyz' (installed: audit, trace)"
+
+
+@pytest.mark.asyncio
+async def test_unknown_extension_where_none_is_installed_says_so(site: Site) -> None:
+    told = await refusal(Told("audit"))
+    assert told == "code: no extension has the name 'audit' (installed: none)"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("old", "new", "cause"),
+    [
+        ('service.told.append("NAME")', "1/0", "micro_configure raised ZeroDivisionError: "),
+        ('service.told.append("NAME")', "service.handle(5)", "micro_configure raised ConfigError"),
+        ('service.told.append("NAME")', "raise SystemExit(3)", "micro_configure raised SystemEx"),
+        ('service.told.append("NAME")', "yield", "micro_configure gave <generator"),
+        ("def micro", "async def micro", "micro_configure is async def; hooks are plain functions"),
+        ("(service):", "(service, more):", "more"),
+        ("from micro", "import no_such_library; from micro", "No module named 'no_such_library'"),
+        ("@hookimpl", "", "it has no hook micro_configure"),
+    ],
+)
+async def test_extension_that_fails_ends_the_start_with_its_name_and_cause(
+    site: Site, old: str, new: str, cause: str
+) -> None:
+    install_extension(site, "audit", EXTENSION.replace(old, new))
+    told = await refusal(Told(), MICRO_EXTENSIONS="audit")
+    assert told.startswith("MICRO_EXTENSIONS: extension 'audit' of micro-plugin-audit 1.0 (module ")
+    assert cause in told
+    assert told.endswith("; mend it, or remove it: pip uninstall micro-plugin-audit")
+
+
+@pytest.mark.asyncio
+async def test_two_distributions_for_one_extension_are_refused_with_both_named(site: Site) -> None:
+    install_extension(site, "audit", "raise RuntimeError('loaded')")
+    site.install("audit-2", extensions={"audit": "audit2"}, modules={"audit2": "1/0"})
+    told = await refusal(Told("audit"))
+    assert told.startswith("code: extension 'audit' of ")
+    assert "micro-plugin-audit 1.0" in told
+    assert "audit-2 1.0" in told
+    assert told.endswith("; uninstall one of them")
+
+
+@pytest.mark.asyncio
+async def test_service_starts_after_its_extension_was_mended(site: Site) -> None:
+    install_extension(site, "a", "raise RuntimeError('not yet')")
+    service = Told("a")
+    assert "not yet" in await refusal(service)
+    (site.folder / "micro_plugin_a.py").write_text("# mended\n" + EXTENSION.replace("NAME", "a"))
+    async with serving(service):
+        assert service.told == ["a"]

@@ -362,6 +362,25 @@ def test_text_that_is_no_pairs_is_refused_with_its_source(text: str) -> None:
         settings(f"--server_metadata={text}").pairs("server_metadata", {})
 
 
+# -- names -------------------------------------------------------------------------------------
+
+
+def test_names_of_all_places_add_up_in_the_order_of_their_strength() -> None:
+    given = settings("--extensions", "d", "--extensions=e,c", MICRO_EXTENSIONS="c,b")
+    assert list(given.names("extensions", ("a", "b"))) == ["a", "b", "c", "d", "e"]
+
+
+def test_name_has_the_weakest_source_that_says_it() -> None:
+    given = settings("--extensions=a,b,c", MICRO_EXTENSIONS="a,b")
+    sources = {"a": "code", "b": "MICRO_EXTENSIONS", "c": "--extensions"}
+    assert given.names("extensions", ["a"]) == sources
+
+
+@pytest.mark.parametrize("text", [" a , b ", "a,b,", ",a,,b"])
+def test_blanks_between_names_say_nothing(text: str) -> None:
+    assert list(settings(MICRO_EXTENSIONS=text).names("extensions", ())) == ["a", "b"]
+
+
 # -- help --------------------------------------------------------------------------------------
 
 

@@ -84,6 +84,10 @@ class Client:
         self._channels: dict[str, asyncio.Task[Channel]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
+    def wrap(self, middleware: Middleware) -> None:
+        """Put ``middleware`` around the calls, outside of what is around them already."""
+        self._send = middleware(self._send)
+
     def __call__(self, service: str, contract: Callable[..., T], *, name: str | None = None) -> T:
         """A typed client: an object with the methods of ``contract``, each a call of ``service``.
 

@@ -39,8 +39,9 @@ class Service:
 
     ``registry`` and ``transport`` are URLs, which the environment and flags override, or objects,
     which nothing overrides. Times are in seconds. ``middleware`` wraps the calls that come in,
-    ``client_middleware`` those that go out; the first is outermost. ``lifespan(service)`` brackets
-    the handlers: entered before the service is registered, left when its calls have ended.
+    ``client_middleware`` those that go out; the first is outermost. ``extensions`` are names of
+    installed ones, which add to the service before it starts. ``lifespan(service)`` brackets the
+    handlers: entered before the service is registered, left when its calls have ended.
 
     Making it does no I/O. ``async with service`` reads the environment and runs it inside of a
     program of yours; ``service.run()`` is the program.
@@ -62,6 +63,7 @@ class Service:
         request_timeout: float | None = None,
         middleware: Iterable[Middleware] = (),
         client_middleware: Iterable[Middleware] = (),
+        extensions: Iterable[str] = (),
         lifespan: Lifespan | None = None,
         plugins: Plugins | None = None,
     ) -> None:
@@ -78,7 +80,9 @@ class Service:
             register_interval=register_interval,
             request_timeout=request_timeout,
         )
-        self._middleware = tuple(middleware)
+        self._middleware = list(middleware)
+        self._extensions = tuple(extensions)
+        self._configured: set[str] = set()
         self._lifespan = lifespan
         self._plugins = plugins or Plugins()
         self._server = Server(name)
@@ -98,9 +102,22 @@ class Service:
             ConfigError: a method cannot be an endpoint, or the endpoint exists; lists all that
                 is wrong.
         """
-        if self._running is not None:
-            raise ConfigError(f"{self.name}: add handlers before the service starts")
+        self._check_not_running("handlers")
         self._server.handle(handler, name=name)
+
+    def wrap_handler(self, middleware: Middleware) -> None:
+        """Put ``middleware`` around the calls that come in, outside of what is there already.
+
+        Raises:
+            ConfigError: the service runs already.
+        """
+        self._check_not_running("middleware")
+        self._middleware.insert(0, middleware)
+
+    def wrap_client(self, middleware: Middleware) -> None:
+        """As ``wrap_handler``, around the calls that go out."""
+        self._check_not_running("middleware")
+        self.client.wrap(middleware)
 
     async def __aenter__(self) -> Self:
         """Read the environment, open, serve, register.
@@ -122,6 +139,7 @@ class Service:
         """As ``async with service``, with these settings instead of the environment's."""
         if self._running is not None:
             raise ConfigError(f"{self.name}: the service is running already")
+        self._configure(settings)
         running = _Running(self.name, self._given, settings, self._plugins)
         async with AsyncExitStack() as stack:
             self._running = running
@@ -145,6 +163,17 @@ class Service:
         from micro.program import run
 
         run(self.name, self.opened, args)
+
+    def _check_not_running(self, what: str) -> None:
+        if self._running is not None:
+            raise ConfigError(f"{self.name}: add {what} before the service starts")
+
+    def _configure(self, settings: Settings) -> None:
+        """Let each extension that is named add to this service, once."""
+        for name, source in settings.names("extensions", self._extensions).items():
+            if name not in self._configured:
+                self._plugins.configure(self, name, source=source)
+                self._configured.add(name)
 
     def _means(self) -> _Running:
         if self._running is None:

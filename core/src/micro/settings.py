@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -45,6 +45,7 @@ SETTINGS = (
     Setting("register_ttl", "how long the registry keeps a silent node; default 30s"),
     Setting("register_interval", "how often to register again; default a third of the ttl"),
     Setting("client_request_timeout", "how long a call may take; default 5s"),
+    Setting("extensions", "extensions to load, comma separated; may be repeated", is_repeated=True),
     Setting("log_level", "debug, info, warning or error; default info"),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -147,6 +148,18 @@ class Settings:
                 if not equals or not key.strip():
                     raise ConfigError(f"{given.source}: {name}: {pair!r} is not key=value")
                 merged[key.strip()] = value.strip()
+        return merged
+
+    def names(self, name: str, code: Iterable[str]) -> dict[str, str]:
+        """Names from all places, each once, with the weakest source that has it.
+
+        The program's own are first, then those of the environment, then those of flags.
+        """
+        merged = dict.fromkeys(code, "code")
+        for given in sorted(self._given.get(name, ()), key=lambda given: given.rank):
+            for word in given.text.split(","):
+                if word.strip():
+                    merged.setdefault(word.strip(), given.source)
         return merged
 
     def _add(self, name: str, given: Given) -> None:

@@ -38,6 +38,21 @@ def suggestion(word: str, known: tuple[str, ...]) -> str:
     return f"; known are {', '.join(sorted(known))}" if known else "; it takes none"
 
 
+def read_secret(path: str, source: str) -> str:
+    """What the file of an option like ``password_file`` holds, without the end of its last line.
+
+    Raises:
+        ConfigError: it cannot be read; the text names ``source`` and nothing of what it holds.
+    """
+    from pathlib import Path
+
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{source}: cannot read the secret in {path}: {why}") from None
+
+
 class URL(msgspec.Struct, frozen=True, kw_only=True):
     """The address and the options of a backend.
 

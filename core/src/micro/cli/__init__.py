@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from micro.cli import _arguments, _output
+from micro.cli import _arguments, _output, _plugins
 from micro.errors import DeadlineExceeded, MicroError, ServiceNotFound
 from micro.logs import configure, printable
 from micro.registry import Node, Registry
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @click.group(
+    cls=_plugins.Commands,
     invoke_without_command=True,
     epilog=_output.EPILOG,
     context_settings={
@@ -116,6 +117,18 @@ def describe_command(ctx: click.Context, service: str) -> None:
         _output.show_json(_output.service_json(nodes))
     else:
         _output.show_service(nodes)
+
+
+@command.command("plugins")
+@_arguments.json_option
+@click.pass_context
+def plugins_command(ctx: click.Context) -> None:
+    """List the installed plugins, and what of them is broken."""
+    rows = _plugins.listing(_plugins.plugins_of(ctx), command.commands)
+    if _arguments.wants_json(ctx):
+        _output.show_json(msgspec.to_builtins(rows))
+    else:
+        _plugins.show(rows)
 
 
 @command.command("version")
@@ -193,7 +206,7 @@ def run(ctx: click.Context, body: Callable[[Service], Awaitable[T]]) -> T:
 
 async def _run(settings: Settings, body: Callable[[Service], Awaitable[T]]) -> T:
     seconds = settings.duration("client_request_timeout", None, 5.0) + _GRACE
-    async with Service("micro").opened(settings) as service:
+    async with _arguments.Caller("micro").opened(settings) as service:
         timer = asyncio.timeout(seconds)
         try:
             async with timer:

@@ -17,12 +17,19 @@ from micro.codec import codec_for
 from micro.errors import DecodeError, MicroError
 from micro.registry import Node, Registry
 from micro.service import Service
-from micro.settings import SETTINGS, Settings
+from micro.settings import SETTINGS, Setting, Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: The settings of a service that concern one who only calls, as options.
-_OPTIONS = ("registry", "registry_address", "transport", "client_request_timeout", "log_level")
+_OPTIONS = (
+    "registry",
+    "registry_address",
+    "transport",
+    "client_request_timeout",
+    "extensions",
+    "log_level",
+)
 LOG_LEVEL = "error"
 _ARGUMENTS = "micro.arguments"
 _JSON = "micro.json"
@@ -35,12 +42,18 @@ Add to the file that the shell reads when it starts:
   fish, ~/.config/fish/config.fish   micro completion fish | source"""
 
 
+class Caller(Service):
+    """The command's own service: extensions may wrap its calls, but it serves nothing of theirs."""
+
+    def handle(self, handler: object, *, name: str | None = None) -> None: ...
+
+
 # -- options --------------------------------------------------------------------------------------
 
 
-def _keep(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        ctx.meta.setdefault(_ARGUMENTS, []).append(f"--{option.name}={value}")
+def _keep(ctx: click.Context, option: click.Parameter, value: str | tuple[str, ...] | None) -> None:
+    values = (value,) if isinstance(value, str) else value or ()
+    ctx.meta.setdefault(_ARGUMENTS, []).extend(f"--{option.name}={one}" for one in values)
 
 
 def _keep_json(
@@ -79,12 +92,18 @@ def service_options(function: F) -> F:
 
     The group has them and so has each command, so that they stand before or after its name.
     """
-    texts = {setting.name: setting.help for setting in SETTINGS}
-    texts["log_level"] = f"debug, info, warning or error; default {LOG_LEVEL}"
+    settings = {setting.name: setting for setting in SETTINGS}
+    text = f"debug, info, warning or error; default {LOG_LEVEL}"
+    settings["log_level"] = Setting("log_level", text)
     function = json_option(function)
     for name in reversed(_OPTIONS):
         keep = click.option(
-            f"--{name}", metavar="TEXT", help=texts[name], expose_value=False, callback=_keep
+            f"--{name}",
+            metavar="TEXT",
+            multiple=settings[name].is_repeated,
+            help=settings[name].help,
+            expose_value=False,
+            callback=_keep,
         )
         function = keep(function)
     return function
@@ -180,6 +199,6 @@ def _asked(ctx: click.Context, question: Callable[[Registry], Any]) -> Iterable[
 
 
 async def _ask(settings: Settings, question: Callable[[Registry], Any]) -> Iterable[str]:
-    async with Service("micro").opened(settings) as service, asyncio.timeout(_COMPLETION):
+    async with Caller("micro").opened(settings) as service, asyncio.timeout(_COMPLETION):
         answer: Iterable[str] = await question(await service.client.registered())
         return answer
