@@ -29,7 +29,7 @@ class ScriptedRegistry(Registry):
         self.marks: list[object] = []
         self.consistent: tuple[Node, ...] | Exception = ()
         self.reads = 0
-        self.steps: asyncio.Queue[Snapshot | Change | Exception] = asyncio.Queue(1000)
+        self.steps: asyncio.Queue[Snapshot | Change | Exception | None] = asyncio.Queue(1000)
 
     async def connect(self, connections: Connections) -> None: ...
 
@@ -52,7 +52,7 @@ class ScriptedRegistry(Registry):
 
     async def follow(
         self, service: str | None, mark: object
-    ) -> AsyncGenerator[tuple[object, Snapshot | Change], None]:
+    ) -> AsyncGenerator[tuple[object, Snapshot | Change | None], None]:
         self.marks.append(mark)
         number = mark if isinstance(mark, int) else 0
         while True:
@@ -62,7 +62,7 @@ class ScriptedRegistry(Registry):
             number += 1
             yield number, step
 
-    def say(self, *steps: Snapshot | Change | Exception) -> None:
+    def say(self, *steps: Snapshot | Change | Exception | None) -> None:
         for step in steps:
             self.steps.put_nowait(step)
 
@@ -168,15 +168,17 @@ async def test_broken_stream_goes_on_from_the_last_mark() -> None:
 
 
 @pytest.mark.asyncio
-async def test_stream_that_goes_on_quietly_counts_as_live() -> None:
+async def test_stream_that_goes_on_is_stale_until_the_server_has_said_so() -> None:
     registry = ScriptedRegistry()
     registry.say(snapshot(A))
     async with viewing(registry) as view:
         await view.entered()
         registry.say(Unavailable("cut"))
-        await eventually(lambda: view.state == "stale")
+        await eventually(lambda: len(registry.marks) == 2)
+        assert (view.state, view.nodes) == ("stale", (A,))
+        registry.say(None)
         await eventually(lambda: view.state == "live")
-        assert registry.marks == [None, 1]
+        assert (registry.marks, view.nodes) == ([None, 1], (A,))
 
 
 @pytest.mark.asyncio

@@ -211,7 +211,7 @@ async def found(registry: MDNSRegistry, service: str) -> tuple[Node, ...]:
         return ()
 
 
-Items = AsyncGenerator[tuple[object, Snapshot | Change], None]
+Items = AsyncGenerator[tuple[object, Snapshot | Change | None], None]
 
 
 async def following(stream: Items) -> Snapshot | Change:

@@ -17,8 +17,6 @@ _log = logging.getLogger("micro.follow")
 _Key = tuple[str, str]
 _FIRST_DELAY = 0.05
 _LAST_DELAY = 2.0
-#: Seconds after which a stream that goes on from a mark, and says nothing, counts as live.
-_PROBATION = 1.0
 
 
 class View:
@@ -95,19 +93,12 @@ class View:
 
     async def _follow(self) -> None:
         """One attempt; it ends with an error."""
-        quiet = None
-        if self._mark is not None:  # nothing need come: a stream that goes on for a while is live
-            quiet = asyncio.get_running_loop().call_later(_PROBATION, self._proven)
-        try:
-            async with aclosing(self._registry.follow(self._service, self._mark)) as stream:
-                async for mark, item in stream:
-                    await self._take(item)
-                    self._mark = mark
-                    self._failures = 0
-            raise Unavailable("the stream of changes ended")
-        finally:
-            if quiet is not None:
-                quiet.cancel()
+        async with aclosing(self._registry.follow(self._service, self._mark)) as stream:
+            async for mark, item in stream:
+                await self._take(item)
+                self._mark = mark
+                self._failures = 0
+        raise Unavailable("the stream of changes ended")
 
     def _failed(self, error: Exception) -> None:
         if self._live or not self._ready:
@@ -126,10 +117,10 @@ class View:
         self.error = None
         self._settled.set()
 
-    async def _take(self, item: Snapshot | Change) -> None:
+    async def _take(self, item: Snapshot | Change | None) -> None:
         if isinstance(item, Change):
             self._apply([item])
-        else:
+        elif item is not None:
             if not item.nodes and self._known and not self._live and not await self._really_empty():
                 raise Unavailable("an empty answer right after an outage, which nothing confirms")
             self._apply(list(self._difference(item.nodes)))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Literal
 
 import msgspec
 
 from micro.backend import Backend
-from micro.errors import InvalidArgument
+from micro.errors import InvalidArgument, Unsupported
 
 _PORT = re.compile(r"[0-9]{1,5}")
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
@@ -84,12 +85,20 @@ class Registry(Backend[RegistryFeatures]):
 
     A node is known by its service and its id. One that is not registered again within its time to
     live disappears within twice that time, and never before it. The registry starts no timer to
-    keep a node registered: its owner calls ``register`` as heartbeat. An outage raises Unavailable
-    and is never told as an empty answer.
+    keep a node registered: its owner calls ``register`` as heartbeat.
+
+    An outage raises Unavailable and is never told as an empty answer. So does a server that says
+    nothing for as long as the backend's options let a call take; what was asked of it may or may
+    not have been done. When the server is back, the same object works again. What others wrote and
+    what is no node is skipped: it hides nothing, and ends no stream.
 
     Names of services are dot-separated labels of ``[A-Za-z0-9_-]``, 63 each and 200 in all; every
-    method raises InvalidArgument for others, and Closed after ``aclose``.
+    method raises InvalidArgument for others, and Closed after ``aclose``, which also ends who
+    follows.
     """
+
+    #: How many entries of others were skipped, counted each time that they were read.
+    dropped: int = 0
 
     @abstractmethod
     async def register(self, node: Node, *, ttl: float) -> None:
@@ -106,7 +115,11 @@ class Registry(Backend[RegistryFeatures]):
 
     @abstractmethod
     async def deregister(self, node: Node) -> None:
-        """Forget this node and no other; one that is not known is no error."""
+        """Forget this node and no other; one that is not known is no error.
+
+        Raises:
+            Unavailable: the registry cannot be reached.
+        """
 
     @abstractmethod
     async def get(self, service: str) -> tuple[Node, ...]:
@@ -119,21 +132,34 @@ class Registry(Backend[RegistryFeatures]):
 
     @abstractmethod
     async def services(self) -> tuple[str, ...]:
-        """The names of all services that have nodes, each once, sorted."""
+        """The names of all services that have nodes, each once, sorted.
+
+        Raises:
+            Unavailable: the registry cannot be reached.
+        """
 
     @abstractmethod
     def follow(
         self, service: str | None, mark: object
-    ) -> AsyncGenerator[tuple[object, Snapshot | Change], None]:
+    ) -> AsyncGenerator[tuple[object, Snapshot | Change | None], None]:
         """One attempt at seeing all changes from ``mark`` on; for Watch alone.
 
-        ``service`` None means all. ``mark`` None begins with a Snapshot. Each item comes with the
-        mark from which to go on after it. It never reconnects by itself.
+        ``service`` None means all. ``mark`` None begins with a Snapshot. Another one begins as soon
+        as the server has agreed to go on from it, with None if there is no change to tell: until
+        something came, nothing is proven. Each item comes with the mark, never None, from which to
+        go on after it. Who reads slowly holds up nobody else. It never reconnects by itself.
 
         Raises:
-            Unavailable: the stream broke; go on from the last mark.
+            Unavailable: the stream broke, or nothing proves any more that it lives; go on from the
+                last mark.
             Gap: there is no going on from this mark; begin with None.
+            Closed: the registry was closed meanwhile.
         """
+
+
+def in_order(nodes: Iterable[Node]) -> tuple[Node, ...]:
+    """``nodes`` by service, those of one service by id."""
+    return tuple(sorted(nodes, key=lambda node: (node.service, node.id)))
 
 
 def check_service(name: str) -> str:
@@ -149,6 +175,17 @@ def check_service(name: str) -> str:
         f"service name {shown!r}: write dot-separated labels of A-Z a-z 0-9 _ -, "
         "63 characters each and 200 in all"
     )
+
+
+def check_ttl(ttl: float, features: RegistryFeatures) -> float:
+    """``ttl``, when a registry with these features keeps it.
+
+    Raises:
+        Unsupported: it is below ``features.min_ttl``, or no number of seconds.
+    """
+    if not (0 < ttl < math.inf and features.min_ttl <= ttl):
+        raise Unsupported(f"a time to live of {ttl:g} s: {features.min_ttl:g} s is the least")
+    return ttl
 
 
 def check_node(node: Node) -> Node:

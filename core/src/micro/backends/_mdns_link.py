@@ -26,7 +26,8 @@ _BUFFER = 4 * 1024 * 1024
 _HOSTS = 1024
 _WAY_OUT = (
     "bring an interface up, or use another registry: "
-    "--registry memory, or MICRO_REGISTRY=memory, works inside one process"
+    "--registry memory, or MICRO_REGISTRY=memory, works inside one process; "
+    "etcd://host:2379, of micro-plugin-etcd, wherever an etcd is"
 )
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from micro.errors import MicroError
-from micro.registry import Change, Node
+from micro.registry import Change, Node, in_order
 
 #: Nobody is thought to answer any more when nothing has come for so long.
 _QUIET = 0.1
@@ -169,14 +169,13 @@ class View:
 
     def nodes(self) -> tuple[Node, ...]:
         now = time.monotonic()
-        nodes = [seen.heard.node for seen in self._seen.values() if seen.until > now]
-        return tuple(sorted(nodes, key=lambda node: (node.service, node.id)))
+        return in_order(seen.heard.node for seen in self._seen.values() if seen.until > now)
 
     def begin(self) -> tuple[Node, ...]:
         """The nodes; from here on, ``changes`` tells what is different."""
         self._told = {key: seen.heard.node for key, seen in self._seen.items()}
         self._changed.clear()
-        return tuple(sorted(self._told.values(), key=lambda node: (node.service, node.id)))
+        return in_order(self._told.values())
 
     async def changes(self) -> list[Change]:
         while not self._changed:

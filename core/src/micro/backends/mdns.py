@@ -40,6 +40,7 @@ from micro.registry import (
     Snapshot,
     check_node,
     check_service,
+    check_ttl,
 )
 from micro.url import URL
 
@@ -123,6 +124,7 @@ class MDNSRegistry(Registry):
 
     async def register(self, node: Node, *, ttl: float) -> None:
         link = self._open()
+        check_ttl(ttl, self.features)
         card = self._zone.card(node)
         until = time.monotonic() + ttl
         own = self._own.get(card.key)
@@ -157,7 +159,7 @@ class MDNSRegistry(Registry):
 
     async def follow(
         self, service: str | None, mark: object
-    ) -> AsyncGenerator[tuple[object, Snapshot | Change], None]:
+    ) -> AsyncGenerator[tuple[object, Snapshot | Change | None], None]:
         self._open()
         if mark is not None:
             raise Gap("mdns: what was said meanwhile is not known")

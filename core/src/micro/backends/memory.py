@@ -38,6 +38,8 @@ from micro.registry import (
     Snapshot,
     check_node,
     check_service,
+    check_ttl,
+    in_order,
 )
 from micro.transport import Channel, Limits, Listener, Transport, TransportFeatures
 from micro.url import URL
@@ -75,11 +77,16 @@ class _Nodes:
 
     def of(self, service: str | None) -> tuple[Node, ...]:
         self._expire()
-        found = [node for node, _ in self._nodes.values() if service in (None, node.service)]
-        return tuple(sorted(found, key=lambda node: (node.service, node.id)))
+        nodes = (node for node, _ in self._nodes.values())
+        return in_order(node for node in nodes if service in (None, node.service))
 
     async def wait(self) -> None:
         await self._changed.wait()
+
+    def wake(self) -> None:
+        """Have all who wait look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def close(self) -> None:
         if self._timer is not None:
@@ -89,8 +96,7 @@ class _Nodes:
     def _record(self, change: Change) -> None:
         self.revision += 1
         self.changes.append((self.revision, change))
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.wake()
 
     def _schedule(self) -> None:
         self.close()
@@ -119,7 +125,7 @@ class MemoryRegistry(Registry):
     """Nodes in a dictionary."""
 
     schemes: ClassVar[tuple[str, ...]] = ("memory",)
-    features: RegistryFeatures = RegistryFeatures(min_ttl=0.01, converge=0.0)
+    features: RegistryFeatures = RegistryFeatures(min_ttl=0.01, converge=0.0, history=True)
     _state: _Nodes | None = None
 
     async def connect(self, connections: Connections) -> None:
@@ -128,10 +134,13 @@ class MemoryRegistry(Registry):
         self._state = await place.get((*key, "nodes"), _nodes)
 
     async def aclose(self) -> None:
-        self._state = None
+        nodes, self._state = self._state, None
+        if nodes is not None:
+            nodes.wake()
 
     async def register(self, node: Node, *, ttl: float) -> None:
         nodes = self._open()
+        check_ttl(ttl, self.features)
         size = len(msgspec.json.encode(check_node(node)))
         if size > NODE_SIZE:
             raise TooLarge(f"node {node.id} of {node.service}: {size} bytes, {NODE_SIZE} at most")
@@ -151,19 +160,20 @@ class MemoryRegistry(Registry):
 
     async def follow(
         self, service: str | None, mark: object
-    ) -> AsyncGenerator[tuple[object, Snapshot | Change], None]:
+    ) -> AsyncGenerator[tuple[object, Snapshot | Change | None], None]:
         nodes = self._open()
         if service is not None:
             check_service(service)
         if isinstance(mark, int):
             seen = mark
+            self._check(nodes, seen)
+            yield seen, None
         else:
             snapshot = Snapshot(nodes=nodes.of(service))
             seen = nodes.revision
             yield seen, snapshot
         while True:
-            if seen > nodes.revision or nodes.revision - seen > len(nodes.changes):
-                raise Gap(f"memory: changes after {seen} are no longer known")
+            self._check(nodes, seen)
             behind = nodes.revision - seen
             for revision, change in tuple(nodes.changes)[len(nodes.changes) - behind :]:
                 seen = revision
@@ -171,6 +181,11 @@ class MemoryRegistry(Registry):
                     yield seen, change
             if seen == nodes.revision:
                 await nodes.wait()
+                self._open()
+
+    def _check(self, nodes: _Nodes, seen: int) -> None:
+        if seen > nodes.revision or nodes.revision - seen > len(nodes.changes):
+            raise Gap(f"memory: changes after {seen} are no longer known")
 
     def _open(self) -> _Nodes:
         if self._state is None:
