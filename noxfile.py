@@ -61,6 +61,13 @@ def tests_on(session: nox.Session) -> None:
     pytest(session)
 
 
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """What must hold while etcd fails, some of it; --full: all; --seed N: as in the run of it."""
+    install(session, "tests", *go())
+    session.run("pytest", *PARALLEL, "tests/faults", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format; --fix repairs what can be repaired."""
@@ -75,8 +82,9 @@ def types(session: nox.Session) -> None:
     """Check types with mypy and pyright, and that typed clients find what is wrong."""
     install(session, "tests", "types")
     sources = os.pathsep.join(f"{path}/src" for path in DISTRIBUTIONS)
-    folders = [*map(str, DISTRIBUTIONS), "tests", "examples", "noxfile.py"]
-    session.run("mypy", *folders, env={"MYPYPATH": sources})
+    files = ["conftest.py", "noxfile.py", "toxfile.py"]
+    folders = [*map(str, DISTRIBUTIONS), "tests", "tools", "examples"]
+    session.run("mypy", *folders, *files, env={"MYPYPATH": sources})
     session.run("pyright")
     for marker in [marker for path in DISTRIBUTIONS for marker in path.glob("src/*/py.typed")]:
         session.run("pyright", "--verifytypes", marker.parent.name, "--ignoreexternal")
@@ -92,15 +100,65 @@ def imports(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build each distribution, and test what was built outside of this tree."""
-    install(session, "build", distributions=False)
+    """Build each distribution, or those named, and test what was built outside of this tree."""
+    install(session, "build", *go(), distributions=False)
     shutil.rmtree("dist", ignore_errors=True)
-    built = [ROOT / "dist" / distribution for distribution in DISTRIBUTIONS]
-    for distribution, dist in zip(DISTRIBUTIONS, built, strict=True):
-        session.run("python", "-m", "build", "--outdir", str(dist), str(distribution))
+    names = {project_name(path): path for path in DISTRIBUTIONS}
+    if not names.keys() >= set(session.posargs):
+        session.error(f"known distributions: {', '.join(names)}")
+    core, *_ = names
+    chosen = session.posargs or names
+    for name in dict.fromkeys([core, *chosen]):
+        dist = ROOT / "dist" / names[name]
+        with tempfile.TemporaryDirectory() as temp:
+            source = f"{temp}/{name}"
+            session.run("python", "tools/release.py", "stage", name, source)
+            session.run("python", "-m", "build", "--outdir", str(dist), source)
         session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
-    for dist in built:
-        try_out(session, core=built[0], dist=dist)
+    session.env.update(servers(session))  # there is no tools/ where these tests run
+    for name in chosen:
+        try_out(session, core=ROOT / "dist" / names[core], dist=ROOT / "dist" / names[name])
+
+
+@nox.session(venv_backend="none", default=False)
+def release(session: nox.Session) -> None:
+    """Prepare a release, push nothing: NAME [X.Y.Z, major, minor or patch] [--dry-run]."""
+    session.run(sys.executable, "tools/release.py", "prepare", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def new_plugin(session: nox.Session) -> None:
+    """Make plugins/NAME, complete but for what only its author can write."""
+    session.run(sys.executable, "tools/new_plugin.py", *session.posargs)
+
+
+@nox.session(default=False)
+def protos(session: nox.Session) -> None:
+    """Generate what the plugins' .proto files say; --check: fail where it is not current."""
+    install(session, "protos", distributions=False)
+    stale = []
+    for proto in sorted(ROOT.glob("plugins/*/src/*/*.proto")):
+        source = proto.parents[1]
+        with tempfile.TemporaryDirectory() as temp:
+            out = [f"--{kind}_out={temp}" for kind in ("python", "pyi")]
+            session.run("python", "-m", "grpc_tools.protoc", f"-I{source}", *out, str(proto))
+            for made in Path(temp).glob("*/*"):
+                checked_in = source / made.relative_to(temp)
+                if not checked_in.exists() or checked_in.read_bytes() != made.read_bytes():
+                    stale.append(checked_in)
+                    if "--check" not in session.posargs:
+                        shutil.copy(made, checked_in)
+    for path in stale:
+        session.log(f"{path.relative_to(ROOT)} has changed")
+    if stale and "--check" in session.posargs:
+        session.error("not what the .proto files make; run: python3 dev.py protos")
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Write the tables that the code knows best; --check fails where one is not current."""
+    install(session)
+    session.run("python", "tools/tables.py", *session.posargs)
 
 
 @nox.session
@@ -132,43 +190,72 @@ def install(
         stamp.write_text(state)
 
 
+def project_name(distribution: Path) -> str:
+    """What the distribution in that folder is called."""
+    name = nox.project.load_toml(ROOT / distribution / "pyproject.toml")["project"]["name"]
+    assert isinstance(name, str)
+    return name
+
+
 def dependencies(*groups: str) -> list[str]:
     """What groups of pyproject.toml hold."""
     pyproject = nox.project.load_toml(ROOT / "pyproject.toml")
     return list(nox.project.dependency_groups(pyproject, *groups))
 
 
+def go() -> list[str]:
+    """The group that has Go, for the servers that tests need, where it is not installed."""
+    return [] if shutil.which("go") else ["go"]
+
+
+def servers(session: nox.Session) -> dict[str, str]:
+    """Obtain the servers that tests need: the variables that name their programs."""
+    shown = session.run("python", "tools/servers/provision.py", silent=True, stderr=None)
+    assert isinstance(shown, str)
+    return dict(line.split("=", 1) for line in shown.splitlines())
+
+
 def pytest(session: nox.Session) -> None:
     """Run pytest; coverage is shown of a whole run only."""
-    # Go Micro itself is one of the peers: where Go is not installed, a wheel has it.
-    install(session, "tests", *([] if shutil.which("go") else ["go"]))
+    install(session, "tests", "tools", *go())
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
+    servers(session)
     session.run("coverage", "erase")
     try:
-        session.run("coverage", "run", "-m", "pytest", *PARALLEL)
+        sources = ",".join(str(ROOT / path / "src") for path in DISTRIBUTIONS)
+        session.run("coverage", "run", f"--source={sources}", "-m", "pytest", *PARALLEL)
     finally:
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
 
 
 def try_out(session: nox.Session, *, core: Path, dist: Path) -> None:
-    """Install a wheel alone in a fresh environment, and run the tests of its sdist there."""
+    """Install a wheel alone in a fresh environment, and run the tests of its sdist there.
+
+    A plugin gets the core's wheel beside its own; no name of ours may come from the index.
+    """
     wheels = sorted({str(wheel) for folder in (core, dist) for wheel in folder.glob("*.whl")})
     (sdist,) = dist.glob("*.tar.gz")
     with tempfile.TemporaryDirectory() as temp, session.chdir(temp):
         session.run(sys.executable, "-m", "virtualenv", "--quiet", "env", external=True)
         python = str(Path("env/bin/python").absolute())
 
-        def run(*args: str) -> None:
-            session.run(python, "-m", *args, external=True, env={"PYTHONSAFEPATH": "1"})
+        def run(*args: str, silent: bool = False) -> str:
+            environment = {"PYTHONSAFEPATH": "1"}
+            done = session.run(python, "-m", *args, external=True, env=environment, silent=silent)
+            return str(done)
 
         run("pip", "install", "--quiet", *wheels)
         run("micro", "version")
+        # Without what tests need, so that nothing is missing among what it needs by itself.
+        if "BROKEN" in (shown := run("micro", "plugins", silent=True)):
+            session.error(shown)
         run("pip", "install", "--quiet", *(f"{wheel}[testing]" for wheel in wheels))
         run("pip", "install", "--quiet", *dependencies("tests"))
         run("pip", "check")
+        session.run(python, str(ROOT / "tools/provenance.py"), *wheels, external=True)
         with tarfile.open(sdist) as archive:
             archive.extractall(filter="data")
         (unpacked,) = Path(temp).glob("*/PKG-INFO")

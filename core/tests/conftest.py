@@ -7,8 +7,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+from hypothesis import settings
 
-_ON_BOTH = ("test_http.py", "test_service.py", "TransportSuite")
+# Speed belongs to the benchmarks; here it would be that of a busy machine.
+settings.register_profile("micro", deadline=None)
+settings.load_profile("micro")
+
+_ON_BOTH = ("test_http.py", "test_proxy.py", "test_service.py", "TransportSuite")
 
 
 def pytest_asyncio_loop_factories(

@@ -92,20 +92,17 @@ _values = st.recursive(
 
 
 @given(_users)
-@settings(deadline=None)
 def test_message_is_decoded_as_it_was_encoded(user: User) -> None:
     assert decode_user(CODEC.encode(user)) == user
 
 
 @given(_values)
-@settings(deadline=None)
 def test_value_is_decoded_as_it_was_encoded(value: object) -> None:
     if value is not None:
         assert decode_any(CODEC.encode(value)) == value
 
 
 @given(value=_values, ascii_only=st.booleans())
-@settings(deadline=None)
 def test_json_of_the_standard_library_is_understood(value: object, *, ascii_only: bool) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
     assert decode_any(body) == value
@@ -409,7 +406,6 @@ def deep(value: object) -> int:
 
 
 @given(st.integers(55, 75), st.lists(st.booleans(), min_size=75, max_size=75), _values)
-@settings(deadline=None)
 def test_message_is_refused_exactly_when_it_is_deeper_than_64(
     levels: int, kinds: list[bool], leaf: object
 ) -> None:
@@ -516,7 +512,6 @@ def has_twice(tree: tuple[str, Any]) -> bool:
 
 
 @given(_trees)
-@settings(deadline=None)
 def test_message_is_refused_exactly_when_a_name_is_twice(tree: tuple[str, Any]) -> None:
     body = rendered(tree).encode()
     if has_twice(tree):
@@ -565,7 +560,6 @@ def test_any_bit_of_a_message_flipped_gives_a_value_or_a_decode_error(decode: An
 
 
 @given(st.binary() | st.text().map(str.encode) | _values.map(msgspec.json.encode), st.data())
-@settings(deadline=None)
 def test_any_bytes_give_what_json_says_or_a_decode_error(body: bytes, data: st.DataObject) -> None:
     if body:
         place = data.draw(st.integers(0, len(body) - 1))
@@ -584,7 +578,7 @@ def test_any_bytes_give_what_json_says_or_a_decode_error(body: bytes, data: st.D
 
 @given(st.text(st.sampled_from('{}[]",:\\u0123456789aedE+-. \n'), max_size=60))
 @example('{"a":1,"\\u0061":"\\ud800"}')
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_text_like_json_gives_what_json_says_or_a_decode_error(text: str) -> None:
     try:
         value = decode_any(text.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from typing import Any
@@ -23,6 +24,8 @@ from micro.registry import (
     Value,
     check_node,
     check_service,
+    check_ttl,
+    in_order,
 )
 
 NODE = Node(service="users", id="users-1", address="10.0.0.1:8080")
@@ -101,6 +104,30 @@ def test_interface_has_five_methods_and_those_of_every_backend() -> None:
 
 def test_most_bytes_of_a_node_are_64_kib() -> None:
     assert NODE_SIZE == 65_536
+
+
+def test_nodes_are_ordered_by_service_and_then_by_id() -> None:
+    nodes = [node(service=name[0], id=name[1]) for name in ("bc", "ad", "ba", "ac")]
+    assert [found.service + found.id for found in in_order(nodes)] == ["ac", "ad", "ba", "bc"]
+
+
+# -- time to live ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ttl", [2.0, 2.5, 1e9])
+def test_time_to_live_from_the_least_on_is_taken(ttl: float) -> None:
+    assert check_ttl(ttl, RegistryFeatures(min_ttl=2.0, converge=0.0)) == ttl
+
+
+@pytest.mark.parametrize("ttl", [1.99, 0.0, -1.0, math.nan, math.inf])
+def test_other_time_to_live_is_unsupported_and_the_least_is_told(ttl: float) -> None:
+    with pytest.raises(micro.Unsupported, match=r"2 s is the least"):
+        check_ttl(ttl, RegistryFeatures(min_ttl=2.0, converge=0.0))
+
+
+def test_no_time_to_live_is_unsupported_whatever_the_least_is() -> None:
+    with pytest.raises(micro.Unsupported):
+        check_ttl(0.0, RegistryFeatures(min_ttl=0.0, converge=0.0))
 
 
 # -- names of services -------------------------------------------------------------------------

@@ -1,20 +1,25 @@
-// An unmodified Go Micro service and client, on its defaults: mDNS and the HTTP transport.
+// An unmodified Go Micro service and client: the HTTP transport, and mDNS or what Go Micro's own
+// variables say, as MICRO_REGISTRY=etcd MICRO_REGISTRY_ADDRESS=127.0.0.1:2379.
 //
 //	interop serve NAME   serve Helloworld.Call and Helloworld.Fail
 //	interop call NAME    call them, and one that does not exist; then 1000 calls in a row
+//	interop get NAME     print what the registry has of it, as JSON
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
 
+	_ "github.com/go-micro/plugins/v4/registry/etcd"
 	micro "go-micro.dev/v4"
 	"go-micro.dev/v4/client"
 	"go-micro.dev/v4/errors"
+	"go-micro.dev/v4/registry"
 	"go-micro.dev/v4/server"
 )
 
@@ -44,7 +49,9 @@ func serve(name string) error {
 	defer stop()
 	service := micro.NewService(micro.Context(ctx), micro.HandleSignal(false),
 		micro.Server(server.NewServer(
-			server.Name(name), server.Id("go"), server.Address("127.0.0.1:0"))))
+			server.Name(name), server.Id("go"), server.Address("127.0.0.1:0"),
+			server.Version("1.2.3"), server.Metadata(map[string]string{"zone": "a"}))))
+	service.Init()
 	if err := micro.RegisterHandler(service.Server(), new(Helloworld)); err != nil {
 		return err
 	}
@@ -53,7 +60,12 @@ func serve(name string) error {
 
 // Retries are off, so that a failure is seen and not repaired.
 func call(name string) error {
-	c := client.NewClient(client.ContentType("application/json"), client.Retries(0))
+	service := micro.NewService()
+	service.Init()
+	c := service.Client()
+	if err := c.Init(client.ContentType("application/json"), client.Retries(0)); err != nil {
+		return err
+	}
 	once := func(endpoint, who string) (string, error) {
 		var rsp Response
 		err := c.Call(context.Background(), c.NewRequest(name, endpoint, &Request{Name: who}), &rsp)
@@ -74,10 +86,20 @@ func call(name string) error {
 	return nil
 }
 
+func get(name string) error {
+	service := micro.NewService()
+	service.Init()
+	found, err := service.Options().Registry.GetService(name)
+	if err != nil && err != registry.ErrNotFound { // mDNS has no error for it
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(found)
+}
+
 func main() {
 	mode, name := os.Args[1], os.Args[2]
 	os.Args = os.Args[:1] // Go Micro reads flags of its own
-	run := map[string]func(string) error{"serve": serve, "call": call}[mode]
+	run := map[string]func(string) error{"serve": serve, "call": call, "get": get}[mode]
 	if err := run(name); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -6,11 +6,28 @@ Needs the extra ``testing``: ``micro-core[testing]``.
 import pytest
 
 # The suites' asserts tell what was compared only if pytest rewrites them before they are imported.
-pytest.register_assert_rewrite("micro.testing.registry", "micro.testing.transport")
+pytest.register_assert_rewrite(
+    *(f"micro.testing.{name}" for name in ("lifecycle", "pytest_plugin", "registry", "transport")),
+    *(f"micro.testing._{name}" for name in ("model", "nodes", "watching")),
+)
 
-from micro.testing.registry import RegistrySuite  # noqa: E402 - after the line above
+from micro.testing.environment import NotAvailable  # noqa: E402 - after the lines above
+from micro.testing.proxy import FaultProxy  # noqa: E402
+from micro.testing.pytest_plugin import available  # noqa: E402
+from micro.testing.registry import RegistrySuite  # noqa: E402
+from micro.testing.servers import EtcdServer, Server  # noqa: E402
 from micro.testing.services import serving  # noqa: E402
 from micro.testing.transport import TransportSuite  # noqa: E402
 from micro.testing.waiting import eventually  # noqa: E402
 
-__all__ = ["RegistrySuite", "TransportSuite", "eventually", "serving"]
+__all__ = [
+    "EtcdServer",
+    "FaultProxy",
+    "NotAvailable",
+    "RegistrySuite",
+    "Server",
+    "TransportSuite",
+    "available",
+    "eventually",
+    "serving",
+]

@@ -1,0 +1,47 @@
+"""The programs that tests of this repository need, by tools/servers/ where the machine has none."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tools.servers.provision import RECIPES, Unobtainable, obtain
+
+from micro.testing import NotAvailable, available
+from micro.testing.environment import running
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Obtain what is needed before the first test starts: a test has less time than a build."""
+    fixtures = {
+        fixture
+        for item in session.items
+        if isinstance(item, pytest.Function)
+        for fixture in item.fixturenames
+    }
+    wanted = {fixture.partition("_")[0] for fixture in fixtures}  # etcd, etcd_binary, etcd_url
+    for name in wanted.intersection(RECIPES):
+        if not session.config.option.collectonly and not running(name):
+            with suppress(Unobtainable):  # its fixture will say why
+                obtain(name)
+
+
+@pytest.fixture(scope="session")
+def etcd_binary() -> Path:
+    """The program etcd."""
+    return available("etcd", partial(_obtain, "etcd"))
+
+
+@pytest.fixture(scope="session")
+def gomicro_binary() -> Path:
+    """A program that is a service of Go Micro, or a client of one."""
+    return available("gomicro", partial(_obtain, "gomicro"))
+
+
+def _obtain(name: str) -> Path:
+    try:
+        return obtain(name)
+    except Unobtainable as exc:
+        raise NotAvailable(str(exc)) from exc

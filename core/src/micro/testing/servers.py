@@ -1,0 +1,342 @@
+"""Real servers for tests: a process with data and ports of its own, on loopback."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+if TYPE_CHECKING:
+    from micro.testing.certificates import Identity
+
+HOST = "127.0.0.1"
+
+
+class Server(ABC):
+    r"""A server process that belongs to one test, or to one module of tests.
+
+    ::
+
+        class RedisServer(Server):
+            scheme = "redis"
+
+            def command(self, data, ports):
+                return ["redis-server", "--port", str(ports[0]), "--dir", str(data)]
+
+            def answers(self):
+                with socket.create_connection((HOST, self.port), timeout=1) as client:
+                    client.sendall(b"PING\r\n")
+                    return client.recv(5) == b"+PONG"
+
+        with RedisServer(tmp_path) as server:
+            assert server.url == f"redis://127.0.0.1:{server.port}"
+
+    Its folder has the data in ``data``, and in ``log`` what the process says. Its ports are chosen
+    at the first start and stay the same. What waits here, blocks: a test of asyncio calls it by
+    ``asyncio.to_thread``. The process ends with the ``with`` block, or else with the test run.
+    """
+
+    scheme: ClassVar[str]
+    #: How many ports it listens on; the first is for its clients.
+    port_count: ClassVar[int] = 1
+    #: Seconds until it answers, and until SIGTERM has ended it.
+    starts_within: ClassVar[float] = 30.0
+    stops_within: ClassVar[float] = 10.0
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+        self._data = self._folder / "data"
+        self.log: Path = self._folder / "log"
+        self._ports: tuple[int, ...] = ()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._paused = False
+        self._said = 0
+
+    @abstractmethod
+    def command(self, data: Path, ports: Sequence[int]) -> Sequence[str | Path]:
+        """The command line: data in the folder ``data``, ports on 127.0.0.1, in the foreground."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether it answers one request, within a second or two; an OSError is a no."""
+
+    @property
+    def port(self) -> int:
+        """The port for clients."""
+        if not self._ports:
+            raise RuntimeError(f"{type(self).__name__} has no port before its first start")
+        return self._ports[0]
+
+    @property
+    def address(self) -> str:
+        """``127.0.0.1:port``."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """``scheme://127.0.0.1:port``."""
+        return f"{self.scheme}://{self.address}"
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there, paused or not."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process.
+
+        Raises:
+            RuntimeError: it does not run.
+        """
+        if self._process is None or not self.running:
+            raise RuntimeError(f"{type(self).__name__} does not run")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Run it, or resume it if it runs; it answers when this returns.
+
+        Raises:
+            RuntimeError: it does not answer in time, or has ended; the text has the end of its log.
+        """
+        if self._process is not None and self.running:
+            self.resume()
+            self._wait_until_it_answers(self._process)
+        elif self._ports:
+            self._launch()
+        else:
+            self._launch_on_other_ports(attempts=5)
+
+    def stop(self) -> None:
+        """End it by SIGTERM, or by SIGKILL when it takes longer than ``stops_within``."""
+        if self._process is not None and self.running:
+            self._process.terminate()
+            self.resume()
+            try:
+                self._process.wait(self.stops_within)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def kill(self) -> None:
+        """End it by SIGKILL, paused or not, as a crash would; it is gone when this returns."""
+        if self._process is not None:
+            _end(self._process)
+
+    def restart(self, *, keep_data: bool = True) -> None:
+        """Kill it and start it again, on its data or with none."""
+        self.kill()
+        if not keep_data and self._data.exists():
+            shutil.rmtree(self._data)
+        self.start()
+
+    def pause(self) -> None:
+        """Stop it by SIGSTOP: connections stay open, nothing answers.
+
+        Raises:
+            RuntimeError: it does not run.
+        """
+        pid = self.pid
+        if not self._paused:
+            os.kill(pid, signal.SIGSTOP)
+            # The kernel tells us, its parent, once the last of its threads has stopped.
+            if not _wait(lambda: os.waitpid(pid, os.WUNTRACED | os.WNOHANG)[0] == pid, within=10):
+                raise RuntimeError(f"{type(self).__name__} runs on, 10 s after SIGSTOP")
+            self._paused = True
+
+    def resume(self) -> None:
+        """Let it go on; quiet when it is not paused.
+
+        Raises:
+            RuntimeError: it does not run.
+        """
+        os.kill(self.pid, signal.SIGCONT)
+        self._paused = False
+
+    def _launch_on_other_ports(self, attempts: int) -> None:
+        self._ports = unused_ports(self.port_count)
+        try:
+            self._launch()
+        except RuntimeError as exc:
+            self._ports = ()
+            # Somebody may have been quicker to listen on one of them.
+            if attempts == 1 or "already in use" not in str(exc):
+                raise
+            self._launch_on_other_ports(attempts - 1)
+
+    def _launch(self) -> None:
+        self._data.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._said = log.tell()
+            self._process = subprocess.Popen(  # noqa: S603 - a test starts what it wants
+                self.command(self._data, self._ports),
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._paused = False
+        weakref.finalize(self, _end, self._process)
+        try:
+            self._wait_until_it_answers(self._process)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
+        def settled() -> bool:
+            try:
+                return process.poll() is not None or self.answers()
+            except OSError:
+                return False
+
+        why = "" if _wait(settled, within=self.starts_within) else "does not answer"
+        if process.poll() is not None:
+            why = f"ended with status {process.returncode}"
+        if why:
+            raise RuntimeError(
+                f"{type(self).__name__} {why}; the end of {self.log}:\n{self._tail()}"
+            )
+
+    def _tail(self) -> str:
+        """The last of what the process has said since it was started."""
+        with self.log.open("rb") as log:
+            log.seek(max(self._said, self.log.stat().st_size - 4000))
+            return log.read().decode(errors="replace")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill()
+
+
+class EtcdServer(Server):
+    """One etcd, of quick elections.
+
+    ``tls`` is what it shows to clients; with ``client_ca`` they must show a certificate of that
+    authority, and so must its own be, since etcd is a client of itself. ``arguments`` are more of
+    its flags.
+    """
+
+    scheme = "etcd"
+    port_count = 2
+
+    def __init__(
+        self,
+        binary: Path,
+        folder: Path,
+        *,
+        tls: Identity | None = None,
+        client_ca: Path | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        super().__init__(folder)
+        self._binary = binary.absolute()
+        self._tls = tls
+        self._client_ca = client_ca
+        self._arguments = arguments
+
+    def command(self, data: Path, ports: Sequence[int]) -> Sequence[str | Path]:
+        clients = f"{'https' if self._tls else 'http'}://{HOST}:{ports[0]}"
+        peers = f"http://{HOST}:{ports[1]}"
+        flags: dict[str, str | Path] = {
+            "--name": "test",
+            "--data-dir": data,
+            "--listen-client-urls": clients,
+            "--advertise-client-urls": clients,
+            "--listen-peer-urls": peers,
+            "--initial-advertise-peer-urls": peers,
+            "--initial-cluster": f"test={peers}",
+            # Milliseconds. The least time to live of a lease follows from the second.
+            "--heartbeat-interval": "10",
+            "--election-timeout": "100",
+        }
+        if self._tls:
+            flags |= {"--cert-file": self._tls.certificate, "--key-file": self._tls.key}
+        if self._client_ca:
+            flags |= {"--client-cert-auth": "true", "--trusted-ca-file": self._client_ca}
+        return [
+            self._binary,
+            *(f"{name}={value}" for name, value in flags.items()),
+            *self._arguments,
+        ]
+
+    def answers(self) -> bool:
+        if self._tls:
+            context = ssl.create_default_context(cafile=self._tls.ca)
+            context.load_cert_chain(self._tls.certificate, self._tls.key)
+            client: http.client.HTTPConnection = http.client.HTTPSConnection(
+                HOST, self.port, timeout=1, context=context
+            )
+        else:
+            client = http.client.HTTPConnection(HOST, self.port, timeout=1)
+        try:
+            client.request("GET", "/health")  # it reads, through a leader
+            return client.getresponse().status == http.HTTPStatus.OK
+        except http.client.HTTPException:
+            return False
+        finally:
+            client.close()
+
+
+def unused_ports(count: int) -> tuple[int, ...]:
+    """Ports of loopback on which nobody listens.
+
+    They are none of those that the kernel gives to outgoing connections: while a server is down,
+    no connection can take its port away.
+    """
+    # Not by the common generator: who seeds that for a test would get the same ports each time.
+    tried = random.SystemRandom().sample(_lasting_ports(), 100)
+    ports = tuple(islice(filter(_is_unused, tried), count))
+    if len(ports) < count:
+        raise RuntimeError(f"of 100 ports of {HOST} that were tried, {len(ports)} are unused")
+    return ports
+
+
+def _lasting_ports() -> range:
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+        low, high = map(int, text.split())
+    except OSError:
+        low, high = 32_768, 65_535  # of what is known of kernels, the lowest and the highest
+    below, above = range(10_000, low), range(high + 1, 65_536)
+    most = max(below, above, key=len)
+    return most if len(most) >= 1000 else range(10_000, 65_536)
+
+
+def _is_unused(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _wait(condition: Callable[[], bool], *, within: float) -> bool:
+    """Whether ``condition`` came true within that many seconds."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # nothing, if it has ended
+    process.wait(10)
