@@ -1,0 +1,218 @@
+"""What etcd does for us, in bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+from micro.errors import Gap, NotFound, OutOfRange, PermissionDenied, Unavailable
+from micro_plugin_etcd import _etcd_pb2 as pb
+from micro_plugin_etcd._channel import StaleToken, Stream
+from micro_plugin_etcd._client import Client
+
+#: Entries in one answer: at 64 KiB each they stay below what the client takes.
+_PAGE = 256
+#: A watch that says nothing for so many seconds is asked whether it lives, and has these to answer.
+_QUIET = 2.0
+_ANSWER = 2.0
+
+
+class Mark(NamedTuple):
+    """Up to where changes are known. A server that lost its data has less of one of them."""
+
+    revision: int
+    term: int
+
+
+class Found(NamedTuple):
+    """Entries under a prefix, key and value, as they were at one mark."""
+
+    mark: Mark
+    entries: list[tuple[bytes, bytes]]
+
+
+class Event(NamedTuple):
+    """What happened to one key: its value, None when it was deleted, and the value before."""
+
+    mark: Mark
+    key: bytes
+    now: bytes | None
+    before: bytes | None
+
+
+class Etcd:
+    """The calls that we make.
+
+    Raises:
+        Unavailable: no server answers in time. PermissionDenied, Unauthenticated: the user may
+            not, or is not known. ResourceExhausted: the server is full.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._watches: set[Stream[pb.WatchResponse]] = set()
+
+    async def aclose(self) -> None:
+        """End who watches; the client may have other users."""
+        await asyncio.gather(*(stream.aclose() for stream in self._watches))
+
+    async def check(self, prefix: bytes) -> None:
+        """Whether a server answers, and lets us read under ``prefix``.
+
+        Raises:
+            ConfigError: TLS is spoken where it should not be, or the other way, or not trusted.
+        """
+        request = pb.RangeRequest(key=prefix, range_end=_end(prefix), count_only=True)
+        try:
+            await self._client.call("KV/Range", pb.RangeResponse, request)
+        except Unavailable as exc:
+            raise await self._client.explained(exc) from None
+
+    async def read(self, prefix: bytes) -> Found:
+        """All entries under ``prefix``, as the leader has them."""
+        entries: list[tuple[bytes, bytes]] = []
+        request = pb.RangeRequest(key=prefix, range_end=_end(prefix), limit=_PAGE)
+        while True:
+            try:
+                answer = await self._client.call("KV/Range", pb.RangeResponse, request)
+            except OutOfRange as exc:
+                raise Unavailable(f"{exc.detail}, while it was read; try again") from exc
+            entries += [(entry.key, entry.value) for entry in answer.kvs]
+            request.revision = request.revision or answer.header.revision
+            if not answer.more:
+                return Found(Mark(request.revision, answer.header.raft_term), entries)
+            request.key = answer.kvs[-1].key + b"\0"
+
+    async def grant(self, ttl: int) -> tuple[int, int]:
+        """A new lease and its time to live in seconds, which may be longer than ``ttl``."""
+        request = pb.LeaseGrantRequest(TTL=ttl)
+        answer = await self._client.call("Lease/LeaseGrant", pb.LeaseGrantResponse, request)
+        return answer.ID, answer.TTL
+
+    async def keep_alive(self, lease: int) -> bool:
+        """Give a lease its whole time again; False when it is gone."""
+        request = pb.LeaseKeepAliveRequest(ID=lease)
+        # A stream for etcd; of one message each way it is a call.
+        method, answer = "Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse
+        return (await self._client.call(method, answer, request)).TTL > 0
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease, and with it the entries under it."""
+        with suppress(NotFound):
+            request = pb.LeaseRevokeRequest(ID=lease)
+            await self._client.call("Lease/LeaseRevoke", pb.LeaseRevokeResponse, request)
+
+    async def ensure(self, key: bytes, value: bytes, lease: int) -> None:
+        """Have ``key`` hold ``value`` under ``lease``; nobody is told when it does already.
+
+        Raises:
+            NotFound: the lease is gone.
+            TooLarge: over what the server takes.
+        """
+        same = [
+            pb.Compare(target=pb.Compare.LEASE, key=key, lease=lease),
+            pb.Compare(target=pb.Compare.VALUE, key=key, value=value),
+        ]
+        put = pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
+        request = pb.TxnRequest(compare=same, failure=[put])
+        await self._client.call("KV/Txn", pb.TxnResponse, request)
+
+    async def delete(self, key: bytes) -> None:
+        """Delete ``key``; one that is not there is no error."""
+        request = pb.DeleteRangeRequest(key=key)
+        await self._client.call("KV/DeleteRange", pb.DeleteRangeResponse, request)
+
+    async def check_mark(self, prefix: bytes, mark: Mark) -> None:
+        """Whether the server has what came after ``mark``; a watch would tell it late, or not.
+
+        Raises:
+            Gap: it is compacted, or the server has less than the mark.
+        """
+        request = pb.RangeRequest(
+            key=prefix, range_end=_end(prefix), revision=mark.revision, count_only=True
+        )
+        try:
+            answer = await self._client.call("KV/Range", pb.RangeResponse, request)
+        except OutOfRange as exc:
+            raise Gap(exc.detail) from exc
+        self._check_header(answer.header, mark)
+
+    async def watch(self, prefix: bytes, mark: Mark) -> AsyncGenerator[Event | None, None]:
+        """Every event under ``prefix`` after ``mark``; None first, when the server has agreed.
+
+        Raises:
+            Gap: what came after the mark is compacted, or the server has less than the mark.
+        """
+        create = pb.WatchCreateRequest(
+            key=prefix,
+            range_end=_end(prefix),
+            start_revision=mark.revision + 1,
+            prev_kv=True,
+            fragment=True,
+        )
+        async with self._watching() as stream:
+            await stream.write(pb.WatchRequest(create_request=create), within=_ANSWER)
+            while True:
+                answer = await stream.read(within=_QUIET)
+                if answer is None:
+                    progress = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
+                    await stream.write(progress, within=_ANSWER)
+                    answer = await stream.read(within=_ANSWER)
+                if answer is None:
+                    raise Unavailable(f"{self._client.name}: the watch is silent")
+                self._check_watch(answer, mark)
+                if answer.created:
+                    yield None
+                for event in _events(answer):
+                    yield event
+
+    @asynccontextmanager
+    async def _watching(self) -> AsyncIterator[Stream[pb.WatchResponse]]:
+        async with self._client.stream("Watch/Watch", pb.WatchResponse) as stream:
+            self._watches.add(stream)
+            try:
+                yield stream
+            finally:
+                self._watches.discard(stream)
+
+    def _check_watch(self, answer: pb.WatchResponse, mark: Mark) -> None:
+        name = self._client.name
+        if answer.compact_revision:
+            raise Gap(f"{name}: changes before revision {answer.compact_revision} are compacted")
+        if answer.canceled:
+            kind = PermissionDenied if "permission denied" in answer.cancel_reason else StaleToken
+            raise kind(f"{name}: watch refused: {answer.cancel_reason}")
+        self._check_header(answer.header, mark)
+
+    def _check_header(self, header: pb.ResponseHeader, mark: Mark) -> None:
+        if header.revision < mark.revision or header.raft_term < mark.term:
+            raise Gap(
+                f"{self._client.name}: the server is at revision {header.revision} of term "
+                f"{header.raft_term}, after {mark.revision} of {mark.term}: it lost data"
+            )
+
+
+def _events(answer: pb.WatchResponse) -> Iterator[Event]:
+    """The events of an answer. A revision that is not whole yet is not yet the mark.
+
+    Raises:
+        Gap: a compaction has taken what the key held before.
+    """
+    revisions = [event.kv.mod_revision for event in answer.events]
+    following = [*revisions[1:], revisions[-1] if answer.fragment else 0] if revisions else []
+    for event, revision, after in zip(answer.events, revisions, following, strict=True):
+        if event.kv.version != 1 and not event.HasField("prev_kv"):
+            raise Gap(f"etcd: what a key held before revision {revision} is compacted")
+        yield Event(
+            mark=Mark(revision - (after == revision), answer.header.raft_term),
+            key=event.kv.key,
+            now=event.kv.value if event.type == pb.Event.PUT else None,
+            before=event.prev_kv.value if event.HasField("prev_kv") else None,
+        )
+
+
+def _end(prefix: bytes) -> bytes:
+    """The first key after all that begin with ``prefix``."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])

@@ -1,0 +1,206 @@
+"""Calls and streams to one server: the only module that imports gRPC, whose errors end here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from typing import Any, Generic, TypeVar, cast
+
+import grpc
+from google.protobuf.message import Message
+
+from micro.errors import (
+    Closed,
+    FailedPrecondition,
+    MicroError,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    ResourceExhausted,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    Unknown,
+)
+from micro_plugin_etcd._tls import TLS
+
+M = TypeVar("M", bound=Message)
+
+Metadata = Sequence[tuple[str, str]]
+
+#: Most bytes of one answer.
+_MESSAGE = 32 * 1024 * 1024
+# A keepalive below 5 s makes a healthy server end the connection; without the ping time-out a
+# stopped one is not noticed. Source: measured on etcd 3.6; server/embed/config.go of etcd.
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # This, and not a pause, is what it does: so long may it take to connect.
+    ("grpc.min_reconnect_backoff_ms", 2000),
+    ("grpc.keepalive_time_ms", 6000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),
+    ("grpc.max_receive_message_length", _MESSAGE),
+    # Else all clients of one address in the process share a connection, and its fate.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class StaleToken(Unavailable):
+    """The token is not known any more: ask for another, and again."""
+
+
+class Channel:
+    """One host of a URL. ``name`` is what the texts of errors begin with, ``where`` says more."""
+
+    def __init__(self, host: str, tls: TLS | None, name: str) -> None:
+        self.host, self.port = _split(host)
+        self.where: str = f"{name}: {self.host}:{self.port}"
+        self._name = name
+        self._closed = False
+        target = f"{self.host}:{self.port}"
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        else:
+            credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
+            self._channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await self._channel.close()
+
+    async def unary(self, method: str, answer: type[M], request: Message, metadata: Metadata) -> M:
+        """The answer to ``request``."""
+        path = f"/etcdserverpb.{method}"
+        ask: grpc.aio.UnaryUnaryMultiCallable[Message, M] = self._channel.unary_unary(
+            path, _serialized, answer.FromString
+        )
+        with self._errors():
+            return await ask(request, metadata=metadata)
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, answer: type[M], metadata: Metadata
+    ) -> AsyncIterator[Stream[M]]:
+        """A stream of messages both ways."""
+        path = f"/etcdserverpb.{method}"
+        ask: grpc.aio.StreamStreamMultiCallable[Message, M] = self._channel.stream_stream(
+            path, _serialized, answer.FromString
+        )
+        with self._errors():
+            call = ask(metadata=metadata)
+        stream = Stream(call, self._errors)
+        try:
+            yield stream
+        finally:
+            await stream.aclose()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as exc:
+            raise self._translated(exc.code(), exc.details() or "") from None
+        except grpc.aio.UsageError as exc:
+            raise Closed(f"{self._name}: {exc}") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # So gRPC tells of a channel that was closed under a call.
+            kind = Closed if self._closed else Unavailable
+            raise kind(f"{self._name}: closed during the call") from None
+
+    def _translated(self, code: grpc.StatusCode, detail: str) -> MicroError:
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return Unavailable(f"{self.where}: {detail}")
+        for text, kind, says in _TOLD_BY_TEXT:
+            if text in detail:
+                return kind(f"{self._name}: {says or detail}")
+        return _TOLD_BY_CODE.get(code, Unknown)(f"{self._name}: {detail}")
+
+
+class Stream(Generic[M]):
+    """Messages both ways, until it breaks."""
+
+    def __init__(
+        self,
+        call: grpc.aio.StreamStreamCall[Message, M],
+        errors: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._call = call
+        self._errors = errors
+        self._reading: asyncio.Task[Any] | None = None
+        self._closed = False
+
+    async def write(self, message: Message, *, within: float) -> None:
+        """Send ``message`` within so many seconds; when that cannot be done, reading says why."""
+        with suppress(asyncio.InvalidStateError, TimeoutError), self._errors():
+            async with asyncio.timeout(within):
+                await self._call.write(message)
+
+    async def read(self, *, within: float) -> M | None:
+        """The next message; None when none comes in time, and then the stream still lives.
+
+        Raises:
+            Unavailable: it is over. Closed: it was closed meanwhile.
+        """
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._next(), name="micro.etcd read")
+        if not (await asyncio.wait([self._reading], timeout=within))[0]:
+            return None
+        reading, self._reading = self._reading, None
+        if self._closed:
+            raise Closed("etcd: the stream was closed")
+        with self._errors():
+            message = reading.result()
+        if message is grpc.aio.EOF:
+            raise Unavailable("etcd: the server ended the stream")
+        return cast("M", message)
+
+    async def aclose(self) -> None:
+        """End it, and who reads."""
+        self._closed = True
+        self._call.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _next(self) -> object:
+        return await self._call.read()
+
+
+# etcd puts several causes under one code. Source: api/v3rpc/rpctypes/error.go of etcd.
+_LOGIN = "the server asks for a login: etcd://user:password@host, or ?password_file=FILE"
+_RIGHTS = "permission denied; its user needs the right to read these keys, and to write its own"
+_TOLD_BY_TEXT: tuple[tuple[str, type[MicroError], str], ...] = (
+    ("invalid auth token", StaleToken, ""),
+    ("revision of auth store is old", StaleToken, ""),
+    ("invalid user ID or password", Unauthenticated, "wrong user name or password"),
+    ("user name is empty", Unauthenticated, _LOGIN),
+    ("permission denied", PermissionDenied, _RIGHTS),
+    ("request is too large", TooLarge, ""),
+    ("larger than max", TooLarge, ""),
+)
+_TOLD_BY_CODE: dict[grpc.StatusCode, type[MicroError]] = {
+    grpc.StatusCode.CANCELLED: Unavailable,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.OUT_OF_RANGE: OutOfRange,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+}
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _split(host: str) -> tuple[str, int]:
+    """Host and port; 2379 is etcd's."""
+    name, colon, port = host.rpartition(":")
+    if colon and port.isdigit() and (":" not in name or name.endswith("]")):
+        return name, int(port)
+    return host, 2379

@@ -1,0 +1,180 @@
+"""The registry: an entry of Go Micro for each node, under a lease that a heartbeat keeps."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
+
+import msgspec
+
+from micro.backend import Connections
+from micro.errors import Closed, DecodeError, NotFound, ServiceNotFound, Unavailable, Unsupported
+from micro.record import decode_node, encode_node
+from micro.registry import (
+    Change,
+    Node,
+    Registry,
+    RegistryFeatures,
+    Snapshot,
+    check_node,
+    check_service,
+    check_ttl,
+)
+from micro.url import URL
+from micro_plugin_etcd._options import EtcdOptions
+
+if TYPE_CHECKING:
+    from micro_plugin_etcd._api import Etcd, Event, Mark
+
+_log = logging.getLogger("micro.etcd")
+
+
+class _Lease(NamedTuple):
+    id: int
+    ttl: float
+
+
+class EtcdRegistry(Registry):
+    """Nodes in etcd 3.4 or later, each under a lease of its own.
+
+    Without a path the keys are Go Micro's, ``/micro/registry/<service>/<id>``; a path is a
+    namespace: it stands before them. ``dropped`` counts entries of others that are no nodes.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ("etcd",)
+    Options: ClassVar[type[msgspec.Struct]] = EtcdOptions
+    features: RegistryFeatures = RegistryFeatures(min_ttl=2.0, converge=1.0, history=True)
+
+    def __init__(self, url: URL) -> None:
+        super().__init__(url)
+        self.dropped: int = 0
+        self._root = f"/{url.path}/micro/registry/" if url.path else "/micro/registry/"
+        self._etcd: Etcd | None = None
+        self._leases: dict[bytes, _Lease] = {}
+
+    async def connect(self, connections: Connections) -> None:
+        from micro_plugin_etcd._api import Etcd
+        from micro_plugin_etcd._client import connected
+
+        options = self.url.options(EtcdOptions)
+        server = msgspec.structs.replace(self.url, path="")
+        key = msgspec.structs.replace(server, source="")
+        etcd = Etcd(await connections.get(key, lambda: connected(server, options)))
+        await etcd.check(self._prefix(None))
+        self._etcd = etcd
+
+    async def aclose(self) -> None:
+        etcd, self._etcd = self._etcd, None
+        self._leases.clear()
+        if etcd is not None:
+            await etcd.aclose()
+
+    async def register(self, node: Node, *, ttl: float) -> None:
+        etcd, record, key = self._open(), encode_node(node), self._key(node)
+        check_ttl(ttl, self.features)
+        held = self._leases.get(key)
+        if held is not None and held.ttl == ttl and await etcd.keep_alive(held.id):
+            try:
+                await etcd.ensure(key, record, held.id)
+            except NotFound:
+                _log.debug("%s: the lease of %s ended during a heartbeat", self.url, key)
+            else:
+                return
+        await self._register_anew(etcd, key, record, ttl)
+
+    async def _register_anew(self, etcd: Etcd, key: bytes, record: bytes, ttl: float) -> None:
+        id_, granted = await etcd.grant(math.ceil(ttl))
+        if granted > 2 * ttl:
+            await etcd.revoke(id_)
+            raise Unsupported(
+                f"etcd: this server keeps a node for {granted} s at least, for its election "
+                f"timeout; set register_ttl to that, from {ttl:g} s"
+            )
+        before = self._leases.get(key)
+        self._leases[key] = _Lease(id_, ttl)
+        try:
+            await etcd.ensure(key, record, id_)
+        except NotFound as exc:
+            raise Unavailable(f"etcd: the lease of {granted} s ended at once: {exc}") from exc
+        if before is not None:
+            await etcd.revoke(before.id)
+
+    async def deregister(self, node: Node) -> None:
+        etcd, key = self._open(), self._key(check_node(node))
+        await etcd.delete(key)
+        held = self._leases.pop(key, None)
+        if held is not None:
+            await etcd.revoke(held.id)
+
+    async def get(self, service: str) -> tuple[Node, ...]:
+        found = await self._open().read(self._prefix(check_service(service)))
+        nodes = self._nodes(found.entries)
+        if not nodes:
+            raise ServiceNotFound(f"service {service!r} is not registered with {self.url}")
+        return nodes
+
+    async def services(self) -> tuple[str, ...]:
+        found = await self._open().read(self._prefix(None))
+        return tuple(sorted({node.service for node in self._nodes(found.entries)}))
+
+    async def follow(
+        self, service: str | None, mark: object
+    ) -> AsyncGenerator[tuple[object, Snapshot | Change | None], None]:
+        etcd = self._open()
+        prefix = self._prefix(None if service is None else check_service(service))
+        goes_on = mark is not None
+        if goes_on:
+            await etcd.check_mark(prefix, cast("Mark", mark))
+        else:
+            found = await etcd.read(prefix)
+            mark = found.mark
+            yield mark, Snapshot(nodes=self._nodes(found.entries))
+        async with aclosing(etcd.watch(prefix, cast("Mark", mark))) as events:
+            async for event in events:
+                self._open()
+                if event is None:
+                    if goes_on:
+                        yield mark, None
+                elif (change := self._change(event)) is not None:
+                    yield event.mark, change
+
+    def _change(self, event: Event) -> Change | None:
+        """What an event means for nodes; an entry that stops being one is a delete."""
+        now = None if event.now is None else self._node(event.key, event.now)
+        before = None if event.before is None else self._node(event.key, event.before)
+        if now is not None:
+            return Change(kind="create" if before is None else "update", node=now)
+        return None if before is None else Change(kind="delete", node=before)
+
+    def _nodes(self, entries: Iterable[tuple[bytes, bytes]]) -> tuple[Node, ...]:
+        found = (self._node(key, value) for key, value in entries)
+        nodes = [node for node in found if node is not None]
+        return tuple(sorted(nodes, key=lambda node: (node.service, node.id)))
+
+    def _node(self, key: bytes, record: bytes) -> Node | None:
+        """The node of an entry; None, and counted, when somebody wrote something else there."""
+        try:
+            node = decode_node(record)
+        except DecodeError as exc:
+            self.dropped += 1
+            _log.debug("%s: entry %r: %s", self.url, key[:200], exc)
+            return None
+        if self._key(node) != key:
+            self.dropped += 1
+            _log.debug("%s: entry %r says that it is %s", self.url, key[:200], node.id)
+            return None
+        return node
+
+    def _prefix(self, service: str | None) -> bytes:
+        return (self._root if service is None else f"{self._root}{service}/").encode()
+
+    def _key(self, node: Node) -> bytes:
+        return f"{self._root}{node.service}/{node.id}".encode()
+
+    def _open(self) -> Etcd:
+        if self._etcd is None:
+            raise Closed("etcd: the registry is not connected")
+        return self._etcd
