@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
+import subprocess
 import sys
+import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import CodeType, ModuleType
 
 import pytest
+from tools import tables
 
 import micro
+from micro.installed import GROUPS
 from micro.settings import SETTINGS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "core" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    ROOT / "core" / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("plugins/**/README.md")),
+]
+PLUGINS = (ROOT / "docs" / "plugins.md").read_text()
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_TOML = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def snippets(page: Path) -> list[CodeType]:
@@ -69,3 +82,74 @@ def test_settings_page_has_every_setting_and_no_other() -> None:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tables_say_what_the_code_says(page: Path) -> None:
+    assert page.read_text() == tables.current(page), "run: python3 dev.py docs"
+
+
+# -- the page on plugins ---------------------------------------------------------------------------
+
+
+def test_plugin_page_shows_the_example_and_its_test() -> None:
+    assert (ROOT / "examples/dir_registry.py").read_text() in PLUGINS
+    test = (ROOT / "examples/test_dir_registry.py").read_text()
+    line = "from examples.dir_registry import DirRegistry\n"  # on the page it stands above
+    assert test.replace(line, "") in PLUGINS
+    assert line in test
+
+
+def test_entry_points_of_the_plugin_page_are_those_that_are_looked_for() -> None:
+    (block,) = _TOML.findall(PLUGINS)
+    assert set(tomllib.loads(block)["project"]["entry-points"]) == set(GROUPS)
+
+
+class Clone:
+    """As much of the repository as the commands of the page need, and what they install there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.installed = folder / "installed"
+        for name in ("LICENSE", "pyproject.toml", "core", "examples", "plugins/README.md"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(ROOT / name)
+
+    def run(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Do what a line of the page says, with the tools that this process has."""
+        match line.split():
+            case ["python3", "dev.py", "new_plugin", *names]:
+                command = [str(ROOT / "tools/new_plugin.py"), "--root", str(self.folder), *names]
+            case ["python3", "dev.py", "tests", *paths]:
+                command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
+            case ["pip", "install", *paths]:
+                offline = ["--no-deps", "--no-build-isolation", "--target", str(self.installed)]
+                command = ["-m", "pip", "install", "--quiet", *offline, *paths]
+            case ["micro", *arguments]:
+                command = ["-m", "micro", *arguments]
+            case _:
+                raise AssertionError(f"no way to run {line!r} here")
+        sources = [self.installed, *self.folder.glob("plugins/*/src")]
+        packages = os.pathsep.join(map(str, sources))
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": packages},
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+
+
+@pytest.mark.timeout(240)
+def test_commands_of_the_plugin_page_run(tmp_path: Path) -> None:
+    clone = Clone(tmp_path)
+    shown = []
+    for line in "".join(_SHELL.findall(PLUGINS)).splitlines():
+        command, _, remark = line.partition("  # ")
+        ran = clone.run(command)
+        shown.append(ran.stdout)
+        assert (ran.returncode == 0) != remark.startswith("fails"), ran.stdout + ran.stderr
+        if remark.startswith("fails"):
+            assert "NotImplementedError: " in ran.stdout
+    assert "scheme acme: registry" in shown[-1]
