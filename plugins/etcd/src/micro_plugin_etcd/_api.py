@@ -14,9 +14,10 @@ from micro_plugin_etcd._client import Client
 
 #: Entries in one answer: at 64 KiB each they stay below what the client takes.
 _PAGE = 256
-#: A watch that says nothing for so many seconds is asked whether it lives, and has these to answer.
+#: A watch that says nothing for so many seconds is asked whether it lives, and again after each
+#: of these: etcd leaves a question without an answer while it looks through its history.
 _QUIET = 2.0
-_ANSWER = 2.0
+_ASKED = (0.5, 0.5, 1.0)
 
 
 class Mark(NamedTuple):
@@ -148,24 +149,19 @@ class Etcd:
         create = pb.WatchCreateRequest(
             key=prefix,
             range_end=_end(prefix),
-            start_revision=mark.revision + 1,
+            # Not the next one: until that comes, etcd would not answer whether the watch lives.
+            start_revision=mark.revision,
             prev_kv=True,
             fragment=True,
         )
         async with self._watching() as stream:
-            await stream.write(pb.WatchRequest(create_request=create), within=_ANSWER)
+            await stream.write(pb.WatchRequest(create_request=create), within=_QUIET)
             while True:
-                answer = await stream.read(within=_QUIET)
-                if answer is None:
-                    progress = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
-                    await stream.write(progress, within=_ANSWER)
-                    answer = await stream.read(within=_ANSWER)
-                if answer is None:
-                    raise Unavailable(f"{self._client.name}: the watch is silent")
+                answer = await self._answer(stream)
                 self._check_watch(answer, mark)
                 if answer.created:
                     yield None
-                for event in _events(answer):
+                for event in _events(answer, mark):
                     yield event
 
     @asynccontextmanager
@@ -176,6 +172,19 @@ class Etcd:
                 yield stream
             finally:
                 self._watches.discard(stream)
+
+    async def _answer(self, stream: Stream[pb.WatchResponse]) -> pb.WatchResponse:
+        """The next answer of a watch that lives."""
+        answer = await stream.read(within=_QUIET)
+        for within in _ASKED:
+            if answer is not None:
+                return answer
+            request = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
+            await stream.write(request, within=within)
+            answer = await stream.read(within=within)
+        if answer is None:
+            raise Unavailable(f"{self._client.name}: the watch is silent")
+        return answer
 
     def _check_watch(self, answer: pb.WatchResponse, mark: Mark) -> None:
         name = self._client.name
@@ -194,7 +203,7 @@ class Etcd:
             )
 
 
-def _events(answer: pb.WatchResponse) -> Iterator[Event]:
+def _events(answer: pb.WatchResponse, since: Mark) -> Iterator[Event]:
     """The events of an answer. A revision that is not whole yet is not yet the mark.
 
     Raises:
@@ -203,6 +212,8 @@ def _events(answer: pb.WatchResponse) -> Iterator[Event]:
     revisions = [event.kv.mod_revision for event in answer.events]
     following = [*revisions[1:], revisions[-1] if answer.fragment else 0] if revisions else []
     for event, revision, after in zip(answer.events, revisions, following, strict=True):
+        if revision <= since.revision:
+            continue
         if event.kv.version != 1 and not event.HasField("prev_kv"):
             raise Gap(f"etcd: what a key held before revision {revision} is compacted")
         yield Event(

@@ -22,6 +22,7 @@ from micro.registry import (
     check_node,
     check_service,
     check_ttl,
+    in_order,
 )
 from micro.url import URL
 from micro_plugin_etcd._options import EtcdOptions
@@ -50,7 +51,6 @@ class EtcdRegistry(Registry):
 
     def __init__(self, url: URL) -> None:
         super().__init__(url)
-        self.dropped: int = 0
         self._root = f"/{url.path}/micro/registry/" if url.path else "/micro/registry/"
         self._etcd: Etcd | None = None
         self._leases: dict[bytes, _Lease] = {}
@@ -132,14 +132,19 @@ class EtcdRegistry(Registry):
             found = await etcd.read(prefix)
             mark = found.mark
             yield mark, Snapshot(nodes=self._nodes(found.entries))
+            self._open()
         async with aclosing(etcd.watch(prefix, cast("Mark", mark))) as events:
-            async for event in events:
-                self._open()
-                if event is None:
-                    if goes_on:
-                        yield mark, None
-                elif (change := self._change(event)) is not None:
-                    yield event.mark, change
+            try:
+                async for event in events:
+                    self._open()
+                    if event is None:
+                        if goes_on:
+                            yield mark, None
+                    elif (change := self._change(event)) is not None:
+                        yield event.mark, change
+            except Unavailable:
+                self._open()  # what broke may be our own end
+                raise
 
     def _change(self, event: Event) -> Change | None:
         """What an event means for nodes; an entry that stops being one is a delete."""
@@ -151,8 +156,7 @@ class EtcdRegistry(Registry):
 
     def _nodes(self, entries: Iterable[tuple[bytes, bytes]]) -> tuple[Node, ...]:
         found = (self._node(key, value) for key, value in entries)
-        nodes = [node for node in found if node is not None]
-        return tuple(sorted(nodes, key=lambda node: (node.service, node.id)))
+        return in_order(node for node in found if node is not None)
 
     def _node(self, key: bytes, record: bytes) -> Node | None:
         """The node of an entry; None, and counted, when somebody wrote something else there."""
