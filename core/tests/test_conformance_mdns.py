@@ -16,7 +16,7 @@ from micro.testing import RegistrySuite
 
 class TestMDNSRegistry(RegistrySuite):
     backend = MDNSRegistry
-    model_examples = 4
+    model_examples = 3
     model_steps = 8
 
     @pytest.fixture

@@ -216,7 +216,9 @@ Items = AsyncGenerator[tuple[object, Snapshot | Change | None], None]
 
 async def following(stream: Items) -> Snapshot | Change:
     async with asyncio.timeout(8):
-        return (await anext(stream))[1]
+        _, item = await anext(stream)
+    assert item is not None  # which says that a stream goes on, and mDNS has none that does
+    return item
 
 
 class Follower:
@@ -234,6 +236,7 @@ class Follower:
                     self.nodes = {(node.service, node.id): node for node in item.nodes}
                     self.entered.set()
                     continue
+                assert item is not None
                 key = (item.node.service, item.node.id)
                 self.changes.append((item.kind, item.node))
                 assert (item.kind == "create") == (key not in self.nodes)
