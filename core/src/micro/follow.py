@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from typing import Literal, Self
 
-from micro.errors import Closed, Gap, MicroError, ServiceNotFound, Unavailable
+from micro.errors import Closed, Gap, MicroError, Unavailable
 from micro.registry import Change, Node, Registry, Snapshot
 
 _log = logging.getLogger("micro.follow")
@@ -23,9 +23,12 @@ class View:
     """What a registry says of one service (None: of all), kept true by one task.
 
     The task follows, and whatever ends the stream it follows again: from the last mark, or from a
-    new snapshot after a Gap. While it cannot, the last nodes stay and ``state`` is stale. ``ttl``
-    is how long, in seconds, nodes are kept against an empty snapshot that nothing confirms: such a
-    snapshot, right after an outage, proves nothing.
+    new snapshot after a Gap. While it cannot, the last nodes stay and ``state`` is stale.
+
+    That no node is left proves nothing right after an outage: their leases may have ended before
+    they could renew them, or the server may have lost its data. It is believed when the outage is
+    over for ``ttl`` seconds; until then they stay. Who calls a node that is really gone fails, as
+    it would with none.
     """
 
     def __init__(self, registry: Registry, service: str | None, *, ttl: float) -> None:
@@ -41,6 +44,8 @@ class View:
         self._last_live = time.monotonic()
         self._ready = False
         self._settled = asyncio.Event()
+        self._emptied = False
+        self._doubt: asyncio.TimerHandle | None = None
         self._watches: set[Watch] = set()
         self._task = asyncio.create_task(self._run(), name=f"micro.follow {service or 'all'}")
 
@@ -69,6 +74,7 @@ class View:
 
     async def aclose(self) -> None:
         """End the task and every watch."""
+        self._trust()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self.error = Closed("watch: used after its client was closed")
@@ -84,6 +90,7 @@ class View:
                 await self._follow()
             except Gap as exc:
                 self._mark = None
+                self._failures = 0  # the server answers
                 self._failed(exc)
             except Exception as exc:  # whatever a backend does, the view goes on with what it has
                 self._failed(exc)
@@ -95,7 +102,7 @@ class View:
         """One attempt; it ends with an error."""
         async with aclosing(self._registry.follow(self._service, self._mark)) as stream:
             async for mark, item in stream:
-                await self._take(item)
+                self._take(item)
                 self._mark = mark
                 self._failures = 0
         raise Unavailable("the stream of changes ended")
@@ -113,35 +120,54 @@ class View:
     def _proven(self) -> None:
         if self._ready and not self._live:
             _log.info("registry: watch of %s is live again", self._service or "all services")
+            self._mistrust()
         self._live = self._ready = True
         self.error = None
         self._settled.set()
 
-    async def _take(self, item: Snapshot | Change | None) -> None:
+    def _take(self, item: Snapshot | Change | None) -> None:
         if isinstance(item, Change):
-            self._apply([item])
+            self._consider([item])
         elif item is not None:
-            if not item.nodes and self._known and not self._live and not await self._really_empty():
-                raise Unavailable("an empty answer right after an outage, which nothing confirms")
-            self._apply(list(self._difference(item.nodes)))
+            self._consider(list(self._difference(item.nodes)))
         self._proven()
 
-    async def _really_empty(self) -> bool:
-        if self.age > self._ttl:
-            return True
-        try:
-            if self._service is None:
-                return not await self._registry.services()
-            await self._registry.get(self._service)
-        except ServiceNotFound:
-            return True
-        return False
+    def _consider(self, changes: list[Change]) -> None:
+        """Apply changes, unless they leave nothing and this is not to be believed yet."""
+        there = {_key(change.node) for change in changes if change.kind != "delete"}
+        gone = {_key(change.node) for change in changes} - there
+        if self._emptied and there:
+            self._emptied = False
+            changes = [*self._deletes(self._known.keys() - there), *changes]
+        elif not there and gone >= self._known.keys() and (self._doubt or not self._live):
+            self._emptied = bool(self._known)
+            return
+        self._apply(changes)
+
+    def _mistrust(self) -> None:
+        """Begin the doubt that an outage leaves; where it has kept nodes already, it goes on."""
+        if not self._emptied:
+            self._trust()
+        if self._doubt is None:
+            self._doubt = asyncio.get_running_loop().call_later(self._ttl, self._believe)
+
+    def _trust(self) -> None:
+        if self._doubt is not None:
+            self._doubt.cancel()
+            self._doubt = None
+
+    def _believe(self) -> None:
+        self._trust()
+        if self._emptied and self._live:
+            self._emptied = False
+            self._apply(self._deletes(self._known))
+
+    def _deletes(self, keys: Iterable[_Key]) -> list[Change]:
+        return [Change(kind="delete", node=self._known[key]) for key in keys]
 
     def _difference(self, nodes: Iterable[Node]) -> Iterable[Change]:
         now = {_key(node): node for node in nodes}
-        for key, node in self._known.items():
-            if key not in now:
-                yield Change(kind="delete", node=node)
+        yield from self._deletes(self._known.keys() - now.keys())
         for node in now.values():
             yield Change(kind="create", node=node)
 
@@ -173,7 +199,8 @@ class Watch:
     gives each Change from then on; changes of one node that the reader is too slow for are merged,
     so that applying what is read always leads to ``nodes``. During an outage ``state`` is
     ``stale``, ``nodes`` are the last known, ``age`` is how many seconds old they are and ``error``
-    is the cause. The iterator ends when the watch or its client is closed.
+    is the cause; right after one, that no node is left is believed only when a time to live is
+    over. The iterator ends when the watch or its client is closed.
     """
 
     def __init__(self, view: View) -> None:
