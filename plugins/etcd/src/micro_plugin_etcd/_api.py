@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from micro.errors import Gap, NotFound, OutOfRange, PermissionDenied, Unavailabl
 from micro_plugin_etcd import _etcd_pb2 as pb
 from micro_plugin_etcd._channel import StaleToken, Stream
 from micro_plugin_etcd._client import Client
+from micro_plugin_etcd._history import Event, Mark, events, witness_of
 
 #: Entries in one answer: at 64 KiB each they stay below what the client takes.
 _PAGE = 256
@@ -20,27 +21,11 @@ _QUIET = 2.0
 _ASKED = (0.5, 0.5, 1.0)
 
 
-class Mark(NamedTuple):
-    """Up to where changes are known. A server that lost its data has less of one of them."""
-
-    revision: int
-    term: int
-
-
 class Found(NamedTuple):
     """Entries under a prefix, key and value, as they were at one mark."""
 
     mark: Mark
     entries: list[tuple[bytes, bytes]]
-
-
-class Event(NamedTuple):
-    """What happened to one key: its value, None when it was deleted, and the value before."""
-
-    mark: Mark
-    key: bytes
-    now: bytes | None
-    before: bytes | None
 
 
 class Etcd:
@@ -65,6 +50,7 @@ class Etcd:
         Raises:
             ConfigError: TLS is spoken where it should not be, or the other way, or not trusted.
         """
+        await self._client.check_tls()
         request = pb.RangeRequest(key=prefix, range_end=_end(prefix), count_only=True)
         try:
             await self._client.call("KV/Range", pb.RangeResponse, request)
@@ -74,6 +60,7 @@ class Etcd:
     async def read(self, prefix: bytes) -> Found:
         """All entries under ``prefix``, as the leader has them."""
         entries: list[tuple[bytes, bytes]] = []
+        newest = pb.KeyValue()
         request = pb.RangeRequest(key=prefix, range_end=_end(prefix), limit=_PAGE)
         while True:
             try:
@@ -81,9 +68,11 @@ class Etcd:
             except OutOfRange as exc:
                 raise Unavailable(f"{exc.detail}, while it was read; try again") from exc
             entries += [(entry.key, entry.value) for entry in answer.kvs]
+            newest = max([newest, *answer.kvs], key=lambda entry: entry.mod_revision)
             request.revision = request.revision or answer.header.revision
             if not answer.more:
-                return Found(Mark(request.revision, answer.header.raft_term), entries)
+                witness = witness_of(request.revision, newest) if newest.key else None
+                return Found(Mark(request.revision, answer.header.raft_term, witness), entries)
             request.key = answer.kvs[-1].key + b"\0"
 
     async def grant(self, ttl: int) -> tuple[int, int]:
@@ -129,16 +118,23 @@ class Etcd:
         """Whether the server has what came after ``mark``; a watch would tell it late, or not.
 
         Raises:
-            Gap: it is compacted, or the server has less than the mark.
+            Gap: it is compacted, or the server has another history.
         """
-        request = pb.RangeRequest(
-            key=prefix, range_end=_end(prefix), revision=mark.revision, count_only=True
-        )
+        witness = mark.witness
+        if witness is None:
+            request = pb.RangeRequest(key=prefix, range_end=_end(prefix), revision=mark.revision)
+        else:
+            request = pb.RangeRequest(key=witness.key, revision=witness.at)
+        request.limit = 1
         try:
             answer = await self._client.call("KV/Range", pb.RangeResponse, request)
         except OutOfRange as exc:
             raise Gap(exc.detail) from exc
         self._check_header(answer.header, mark)
+        if [witness_of(request.revision, entry) for entry in answer.kvs] != (
+            [witness] if witness else []
+        ):
+            raise Gap(f"{self._client.name}: another history than at {mark.revision}: it lost data")
 
     async def watch(self, prefix: bytes, mark: Mark) -> AsyncGenerator[Event | None, None]:
         """Every event under ``prefix`` after ``mark``; None first, when the server has agreed.
@@ -161,7 +157,8 @@ class Etcd:
                 self._check_watch(answer, mark)
                 if answer.created:
                     yield None
-                for event in _events(answer, mark):
+                for event in events(answer, mark):
+                    mark = event.mark
                     yield event
 
     @asynccontextmanager
@@ -201,27 +198,6 @@ class Etcd:
                 f"{self._client.name}: the server is at revision {header.revision} of term "
                 f"{header.raft_term}, after {mark.revision} of {mark.term}: it lost data"
             )
-
-
-def _events(answer: pb.WatchResponse, since: Mark) -> Iterator[Event]:
-    """The events of an answer. A revision that is not whole yet is not yet the mark.
-
-    Raises:
-        Gap: a compaction has taken what the key held before.
-    """
-    revisions = [event.kv.mod_revision for event in answer.events]
-    following = [*revisions[1:], revisions[-1] if answer.fragment else 0] if revisions else []
-    for event, revision, after in zip(answer.events, revisions, following, strict=True):
-        if revision <= since.revision:
-            continue
-        if event.kv.version != 1 and not event.HasField("prev_kv"):
-            raise Gap(f"etcd: what a key held before revision {revision} is compacted")
-        yield Event(
-            mark=Mark(revision - (after == revision), answer.header.raft_term),
-            key=event.kv.key,
-            now=event.kv.value if event.type == pb.Event.PUT else None,
-            before=event.prev_kv.value if event.HasField("prev_kv") else None,
-        )
 
 
 def _end(prefix: bytes) -> bytes:

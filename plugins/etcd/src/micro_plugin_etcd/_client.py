@@ -104,13 +104,25 @@ class Client:
             self._pass_over(host)
             raise
 
+    async def check_tls(self) -> None:
+        """Whether TLS, where it is asked for, comes about with any host.
+
+        Raises:
+            ConfigError: it does not; gRPC would tell no cause, and write of it to stderr.
+        """
+        if self._tls is not None and all(faults := await self._faults()):
+            raise ConfigError(f"{self.name}: {faults[0]}")
+
     async def explained(self, error: Unavailable) -> MicroError:
         """``error``, or the mistake about TLS that is behind it: gRPC does not tell them apart."""
-        looks = (_tls.fault(host.host.strip("[]"), host.port, self._tls) for host in self._hosts)
-        for text in await asyncio.gather(*looks):
+        for text in await self._faults():
             if text:
                 return ConfigError(f"{self.name}: {text}")
         return error
+
+    async def _faults(self) -> list[str]:
+        looks = (_tls.fault(host.host.strip("[]"), host.port, self._tls) for host in self._hosts)
+        return await asyncio.gather(*looks)
 
     @asynccontextmanager
     async def _in_time(self, host: Channel) -> AsyncIterator[None]:

@@ -28,7 +28,8 @@ from micro.url import URL
 from micro_plugin_etcd._options import EtcdOptions
 
 if TYPE_CHECKING:
-    from micro_plugin_etcd._api import Etcd, Event, Mark
+    from micro_plugin_etcd._api import Etcd
+    from micro_plugin_etcd._history import Event, Mark
 
 _log = logging.getLogger("micro.etcd")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,10 @@ def load(options: EtcdOptions, source: str) -> TLS | None:
         context = ssl.create_default_context(cafile=options.ca or None)
     except ssl.SSLError as exc:
         raise ConfigError(f"{source}: etcd: option 'ca': no certificates in PEM: {exc}") from exc
+    authorities = ca or _authorities()
+    if ca is None and authorities:  # both look at the same, whatever the names of the files
+        with suppress(ssl.SSLError):
+            context.load_verify_locations(cadata=authorities.decode("ascii", "ignore"))
     context.set_alpn_protocols(["h2"])
     try:
         if cert is not None:
@@ -57,7 +62,7 @@ def load(options: EtcdOptions, source: str) -> TLS | None:
     except (ssl.SSLError, ValueError) as exc:
         text = f"{source}: etcd: options 'cert' and 'key': not a certificate and its key in PEM"
         raise ConfigError(f"{text}: {exc}") from exc
-    return TLS(ca or _authorities(), cert, key, context)
+    return TLS(authorities, cert, key, context)
 
 
 async def fault(host: str, port: int, tls: TLS | None) -> str:

@@ -1,0 +1,93 @@
+"""The options of the faults, the fleet that they befall, and a table of what came of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.faults.fleet import Fleet
+from tests.faults.observers import WatchedRegistry
+
+SEED = pytest.StashKey[int]()
+#: The name of the property by which a test tells the end of the run what came of it.
+FIGURES = "micro.faults"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("faults")
+    group.addoption("--full", action="store_true", help="all faults, instead of some of each kind")
+    group.addoption("--seed", type=int, help="what all chance follows from, to repeat a run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: only with --full")
+    seed = config.getoption("--seed", None)
+    if seed is None:
+        seed = getattr(config, "workerinput", {}).get("faults_seed")
+    config.stash[SEED] = random.SystemRandom().randrange(10**6) if seed is None else seed
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Have all processes of pytest-xdist follow the seed that is shown."""
+    node.workerinput["faults_seed"] = node.config.stash[SEED]
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"faults: --seed {config.stash[SEED]}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full", default=False):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    rows = [
+        (report.nodeid.rpartition("::")[2], value)
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "teardown"
+        for name, value in report.user_properties
+        if name == FIGURES
+    ]
+    if rows:
+        terminalreporter.section("faults")
+        for test, figures in rows:
+            terminalreporter.write_line(f"{figures}  {test}")
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--full", default=False))
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """A test's own, so that it does the same alone as among others."""
+    return random.Random(f"{request.config.stash[SEED]} {request.node.name}")
+
+
+@pytest.fixture
+def registry() -> type[WatchedRegistry]:
+    """What the fleet's own parts use; its processes use the plugin itself."""
+    return WatchedRegistry
+
+
+@pytest.fixture
+def fleet(
+    request: pytest.FixtureRequest,
+    etcd_binary: Path,
+    tmp_path: Path,
+    registry: type[WatchedRegistry],
+) -> Iterator[Fleet]:
+    """One that the test has to enter."""
+    fleet = Fleet(etcd_binary, tmp_path, request.config.stash[SEED], registry)
+    yield fleet
+    if fleet.figures:
+        request.node.user_properties.append((FIGURES, fleet.figures))
