@@ -29,9 +29,9 @@ from micro.registry import Change, Node, Snapshot
 from micro.testing import eventually
 from micro.testing.servers import EtcdServer
 from micro_plugin_etcd import EtcdRegistry
-from micro_plugin_etcd._api import Mark
 from micro_plugin_etcd._channel import StaleToken
 from micro_plugin_etcd._client import Client
+from micro_plugin_etcd._history import Mark
 
 Ask = Callable[..., dict[str, Any]]
 Connected = Callable[..., AbstractAsyncContextManager[EtcdRegistry]]

@@ -18,7 +18,7 @@ from micro.registry import Change, Node, Snapshot
 from micro.testing import eventually
 from micro.testing.servers import EtcdServer
 from micro_plugin_etcd import EtcdRegistry, _channel
-from micro_plugin_etcd._api import Mark
+from micro_plugin_etcd._history import Mark
 
 Ask = Callable[..., dict[str, Any]]
 Connected = Callable[..., AbstractAsyncContextManager[EtcdRegistry]]
@@ -287,6 +287,36 @@ async def test_to_go_on_at_a_server_that_lost_its_data_is_a_gap(
     async with connected(etcd_url) as other:
         with pytest.raises(Gap):
             await read(other, mark, items=1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("before", [(), (NODE,), (NODE, OTHER)])
+async def test_to_go_on_at_a_server_that_lost_its_data_and_has_as_much_again_is_a_gap(
+    ask: Ask,
+    etcd: EtcdServer,
+    registry: EtcdRegistry,
+    prefix: bytes,
+    before: tuple[Node, ...],
+) -> None:
+    for node in before:
+        await registry.register(node, ttl=60)
+    mark = await start(registry)
+    assert isinstance(mark, Mark)
+    await asyncio.to_thread(etcd.restart, keep_data=False)
+    for _ in range(mark.revision):
+        put(ask, etcd, prefix, NODE, OTHER)
+    async with asyncio.timeout(10):
+        with pytest.raises(Gap):
+            # Its term is no less either: it was restarted as often.
+            await eventually(lambda: goes_on(registry, mark._replace(term=0)))
+
+
+async def goes_on(registry: EtcdRegistry, mark: object) -> bool:
+    try:
+        await read(registry, mark, items=1)
+    except Unavailable:  # it has just been started
+        return False
+    return True
 
 
 @pytest.mark.asyncio

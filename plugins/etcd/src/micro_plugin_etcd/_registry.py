@@ -52,6 +52,7 @@ class EtcdRegistry(Registry):
 
     def __init__(self, url: URL) -> None:
         super().__init__(url)
+        self.dropped: int = 0
         self._root = f"/{url.path}/micro/registry/" if url.path else "/micro/registry/"
         self._etcd: Etcd | None = None
         self._leases: dict[bytes, _Lease] = {}
