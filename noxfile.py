@@ -142,12 +142,11 @@ def protos(session: nox.Session) -> None:
         with tempfile.TemporaryDirectory() as temp:
             out = [f"--{kind}_out={temp}" for kind in ("python", "pyi")]
             session.run("python", "-m", "grpc_tools.protoc", f"-I{source}", *out, str(proto))
-            for made in Path(temp).glob("*/*"):
-                checked_in = source / made.relative_to(temp)
-                if not checked_in.exists() or checked_in.read_bytes() != made.read_bytes():
-                    stale.append(checked_in)
-                    if "--check" not in session.posargs:
-                        shutil.copy(made, checked_in)
+            made = {source / path.relative_to(temp): path for path in Path(temp).glob("*/*")}
+            changed = [path for path, new in made.items() if not is_same(path, new)]
+            for path in [] if "--check" in session.posargs else changed:
+                shutil.copy(made[path], path)
+        stale += changed
     for path in stale:
         session.log(f"{path.relative_to(ROOT)} has changed")
     if stale and "--check" in session.posargs:
@@ -188,6 +187,11 @@ def install(
     if not stamp.exists() or stamp.read_text() != state:
         session.install(*wanted)
         stamp.write_text(state)
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Whether both are there, with the same content."""
+    return one.exists() and one.read_bytes() == other.read_bytes()
 
 
 def project_name(distribution: Path) -> str:

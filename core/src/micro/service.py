@@ -16,6 +16,7 @@ from micro.call import Middleware
 from micro.client import Client
 from micro.errors import Closed, ConfigError, MicroError
 from micro.plugins import Plugins
+from micro.registration import Registration
 from micro.registry import Node, Registry, check_node, check_service
 from micro.server import Server
 from micro.transport import Limits, Listener, Transport
@@ -189,7 +190,7 @@ class Service:
         listener = await self._listen(running, transport)
         try:
             node = self._node(running, listener.address, transport, registry)
-            registration = _Registration(registry, node, running.register_ttl, running.interval)
+            registration = Registration(registry, node, running.register_ttl, running.interval)
             await registration.start()
             self._server.ready = True
             where = (node.service, node.address, registry.url)
@@ -204,7 +205,7 @@ class Service:
             self._server.close()
 
     async def _leave(
-        self, registration: _Registration, listener: Listener, registry: Registry
+        self, registration: Registration, listener: Listener, registry: Registry
     ) -> None:
         """Leave so that no call fails: tell all, serve those who have not heard, end what runs."""
         wait = min(registry.features.converge, _PROPAGATION)
@@ -324,56 +325,6 @@ class _Running:
                     await backend.connect(self._connections)
                     self._open.append(backend)
         return backend
-
-
-class _Registration:
-    """Keeps a node registered: the first time, at each interval, and sooner after an error."""
-
-    def __init__(self, registry: Registry, node: Node, ttl: float, interval: float) -> None:
-        if ttl < registry.features.min_ttl:
-            raise ConfigError(
-                f"register_ttl {ttl:g} s is below the least that {registry.url.scheme} keeps, "
-                f"{registry.features.min_ttl:g} s"
-            )
-        self._registry = registry
-        self._node = node
-        self._ttl = ttl
-        self._interval = interval
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        await self._registry.register(self._node, ttl=self._ttl)
-        self._task = asyncio.create_task(self._run(), name=f"micro.register {self._node.service}")
-
-    async def stop(self) -> None:
-        """Deregister; a registry that cannot be told forgets the node after its time to live."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        try:
-            async with asyncio.timeout(_PROPAGATION):
-                await self._registry.deregister(self._node)
-        except (MicroError, TimeoutError) as exc:
-            _log.warning("%s: not deregistered: %r", self._node.service, exc)
-
-    async def _run(self) -> None:
-        from random import uniform
-
-        failing = False
-        while True:
-            retry = min(1.0, self._ttl / 10)
-            await asyncio.sleep((retry if failing else self._interval) * uniform(0.9, 1.1))
-            try:
-                async with asyncio.timeout(self._ttl):
-                    await self._registry.register(self._node, ttl=self._ttl)
-            except Exception as exc:  # whatever a backend raises, the node must come back
-                if not failing:
-                    _log.warning("%s: heartbeat failed, trying on: %s", self._node.service, exc)
-                failing = True
-            else:
-                if failing:
-                    _log.info("%s: registered again", self._node.service)
-                failing = False
 
 
 def _backend(

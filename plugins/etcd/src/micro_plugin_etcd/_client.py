@@ -78,10 +78,7 @@ class Client:
         for others in reversed(range(len(self._hosts))):
             host = self._hosts[0]
             try:
-                async with self._in_time(host):
-                    with suppress(StaleToken, Unauthenticated):
-                        return await self._ask(host, method, answer, request)
-                    return await self._ask(host, method, answer, request)
+                return await self._ask(host, method, answer, request)
             except Unavailable:
                 self._pass_over(host)
                 if not others:
@@ -134,6 +131,12 @@ class Client:
             raise Unavailable(f"{host.where}: no answer in {self._share:g} s") from None
 
     async def _ask(self, host: Channel, method: str, answer: type[M], request: Message) -> M:
+        async with self._in_time(host):
+            with suppress(StaleToken, Unauthenticated):
+                return await self._ask_once(host, method, answer, request)
+            return await self._ask_once(host, method, answer, request)
+
+    async def _ask_once(self, host: Channel, method: str, answer: type[M], request: Message) -> M:
         credentials = await self._logged_in(host)
         with self._unless_refused(credentials):
             return await host.unary(method, answer, request, credentials)

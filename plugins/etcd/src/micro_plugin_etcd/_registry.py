@@ -127,26 +127,32 @@ class EtcdRegistry(Registry):
     ) -> AsyncGenerator[tuple[object, Snapshot | Change | None], None]:
         etcd = self._open()
         prefix = self._prefix(None if service is None else check_service(service))
-        goes_on = mark is not None
-        if goes_on:
-            await etcd.check_mark(prefix, cast("Mark", mark))
-        else:
+        if mark is None:
             found = await etcd.read(prefix)
-            mark = found.mark
-            yield mark, Snapshot(nodes=self._nodes(found.entries))
-            self._open()
-        async with aclosing(etcd.watch(prefix, cast("Mark", mark))) as events:
-            try:
+            yield found.mark, Snapshot(nodes=self._nodes(found.entries))
+            known = found.mark
+        else:
+            known = cast("Mark", mark)
+            await etcd.check_mark(prefix, known)
+        async with aclosing(self._since(prefix, known)) as changes:
+            async for item in changes:
+                if mark is not None or item[1] is not None:  # a snapshot proves enough
+                    yield item
+
+    async def _since(
+        self, prefix: bytes, mark: Mark
+    ) -> AsyncGenerator[tuple[Mark, Change | None], None]:
+        """Every change after ``mark``; None first, when the server has agreed."""
+        try:
+            async with aclosing(self._open().watch(prefix, mark)) as events:
                 async for event in events:
                     self._open()
-                    if event is None:
-                        if goes_on:
-                            yield mark, None
-                    elif (change := self._change(event)) is not None:
-                        yield event.mark, change
-            except Unavailable:
-                self._open()  # what broke may be our own end
-                raise
+                    change = None if event is None else self._change(event)
+                    if event is None or change is not None:
+                        yield (mark if event is None else event.mark), change
+        except Unavailable:
+            self._open()  # what broke may be our own end
+            raise
 
     def _change(self, event: Event) -> Change | None:
         """What an event means for nodes; an entry that stops being one is a delete."""
