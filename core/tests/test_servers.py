@@ -181,12 +181,12 @@ def test_error_has_the_log_of_the_last_start_alone(tmp_path: Path) -> None:
 def test_server_that_never_answers_is_ended_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PythonServer, "starts_within", 1.0)
+    monkeypatch.setattr(PythonServer, "starts_within", 5.0)
     server = PythonServer(tmp_path, "import time\nprint('dreaming', flush=True)\ntime.sleep(60)")
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=r"(?s)does not answer; .*dreaming"):
         server.start()
-    assert time.monotonic() - began <= 1.0 + SLACK
+    assert time.monotonic() - began <= 5.0 + SLACK
     assert not server.running
 
 
