@@ -28,10 +28,7 @@ def test_the_scheme_selects_the_registry(plugins: micro.Plugins) -> None:
 
 def test_grpc_and_protobuf_are_loaded_by_the_first_that_connects() -> None:
     program = "import micro_plugin_etcd, sys; print(*sys.modules)"
-    shown = subprocess.run(
-        [sys.executable, "-c", program], text=True, capture_output=True, check=True
-    )
-    loaded = shown.stdout.split()
+    loaded = subprocess.check_output([sys.executable, "-c", program], text=True).split()
     assert "micro_plugin_etcd" in loaded
     assert not [name for name in loaded if f"{name}.".startswith(("grpc.", "google."))]
 

@@ -50,12 +50,9 @@ class Etcd:
         Raises:
             ConfigError: TLS is spoken where it should not be, or the other way, or not trusted.
         """
-        await self._client.check_tls()
         request = pb.RangeRequest(key=prefix, range_end=_end(prefix), count_only=True)
-        try:
+        async with self._client.explaining_tls():
             await self._client.call("KV/Range", pb.RangeResponse, request)
-        except Unavailable as exc:
-            raise await self._client.explained(exc) from None
 
     async def read(self, prefix: bytes) -> Found:
         """All entries under ``prefix``, as the leader has them."""

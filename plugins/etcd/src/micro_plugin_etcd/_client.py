@@ -14,7 +14,6 @@ from google.protobuf.message import Message
 from micro.errors import (
     ConfigError,
     FailedPrecondition,
-    MicroError,
     PermissionDenied,
     Unauthenticated,
     Unavailable,
@@ -101,21 +100,23 @@ class Client:
             self._pass_over(host)
             raise
 
-    async def check_tls(self) -> None:
-        """Whether TLS, where it is asked for, comes about with any host.
+    @asynccontextmanager
+    async def explaining_tls(self) -> AsyncIterator[None]:
+        """Within, no host is Unavailable for a mistake about TLS, which gRPC tells like any cause.
 
         Raises:
-            ConfigError: it does not; gRPC would tell no cause, and write of it to stderr.
+            ConfigError: there is one, with what to do about it.
         """
-        if self._tls is not None and all(faults := await self._faults()):
+        # Before, where TLS is asked for: gRPC would write of a mistake to stderr.
+        faults = [] if self._tls is None else await self._faults()
+        if faults and all(faults):
             raise ConfigError(f"{self.name}: {faults[0]}")
-
-    async def explained(self, error: Unavailable) -> MicroError:
-        """``error``, or the mistake about TLS that is behind it: gRPC does not tell them apart."""
-        for text in await self._faults():
-            if text:
-                return ConfigError(f"{self.name}: {text}")
-        return error
+        try:
+            yield
+        except Unavailable:
+            for text in filter(None, faults or await self._faults()):
+                raise ConfigError(f"{self.name}: {text}") from None
+            raise
 
     async def _faults(self) -> list[str]:
         looks = (_tls.fault(host.host.strip("[]"), host.port, self._tls) for host in self._hosts)
