@@ -13,8 +13,11 @@ from typing import Any, Protocol, TypedDict
 
 import msgspec
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 import micro
+from micro.call import Body, Call, Handler, Reply
+from micro.client import Client
 from micro.registry import Node
 from micro.settings import Settings
 from micro.testing import eventually, serving
@@ -299,6 +302,66 @@ async def test_wrong_field_type_says_path_and_expected_type() -> None:
     async with fleet("a") as web:
         with pytest.raises(micro.DecodeError, match=r"Expected `str`, got `int` - at `\$\.name`"):
             await web.call("greeter", "Greeter.Call", {"name": 5})
+
+
+class Clock:
+    async def later(self, at: Timestamp) -> Timestamp:
+        return Timestamp(seconds=at.seconds + 1)
+
+    async def stop(self, at: Timestamp) -> None: ...
+
+
+@asynccontextmanager
+async def clock(seen: list[str]) -> AsyncIterator[Client]:
+    """A client of a service with messages of protobuf; ``seen`` gets each content type."""
+
+    def watching(handler: Handler) -> Handler:
+        async def handle(call: Call, body: Body) -> Reply:
+            seen.append(call.content_type)
+            return await handler(call, body)
+
+        return handle
+
+    service = micro.Service("clock")
+    service.wrap_handler(watching)
+    service.handle(Clock())
+    async with serving(service) as client:
+        yield client
+
+
+@pytest.mark.asyncio
+async def test_protobuf_message_travels_as_protobuf_by_itself() -> None:
+    seen: list[str] = []
+    async with clock(seen) as client:
+        at = Timestamp(seconds=5)
+        assert await client("clock", Clock).later(at) == Timestamp(seconds=6)
+        await client("clock", Clock).stop(at)
+        got = await client.call("clock", "Clock.Later", at, returns=Timestamp)
+        assert (got, seen) == (Timestamp(seconds=6), ["application/protobuf"] * 3)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("content_type", ["application/json", "application/msgpack"])
+async def test_protobuf_message_travels_as_the_caller_says(content_type: str) -> None:
+    seen: list[str] = []
+    async with clock(seen) as client:
+        got = await client.call(
+            "clock",
+            "Clock.Later",
+            Timestamp(seconds=5),
+            returns=Timestamp,
+            content_type=content_type,
+        )
+        assert (got, seen) == (Timestamp(seconds=6), [content_type])
+
+
+@pytest.mark.asyncio
+async def test_reply_that_the_content_type_cannot_hold_is_refused_before_the_call() -> None:
+    seen: list[str] = []
+    async with clock(seen) as client:
+        with pytest.raises(micro.UnsupportedContentType, match="send JSON"):
+            await client.call("clock", "Clock.Later", Timestamp(), returns=dict[str, int])
+        assert seen == []
 
 
 @pytest.mark.asyncio

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 import time
 import tracemalloc
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import micro
-from micro.codec import JSON, JSON_DEPTH, JSON_ITEMS, Raw, codec_for
+from micro.codec import JSON, MAX_DEPTH, MAX_ITEMS, Raw, codec_for
 from micro.errors import DecodeError, InvalidArgument, UnsupportedContentType
 
 CODEC = JSON()
@@ -362,25 +364,25 @@ every_nesting = pytest.mark.parametrize("nested", [arrays, objects, mixed])
 
 @every_nesting
 def test_64_levels_are_taken(nested: Any) -> None:
-    assert decode_any(nested(JSON_DEPTH))
+    assert decode_any(nested(MAX_DEPTH))
 
 
 @every_nesting
 def test_65_levels_are_refused(nested: Any) -> None:
-    assert "more than 64 levels" in refused(nested(JSON_DEPTH + 1))
+    assert "more than 64 levels" in refused(nested(MAX_DEPTH + 1))
 
 
 @every_nesting
 def test_65_levels_of_an_unknown_field_are_refused(nested: Any) -> None:
-    assert decode_empty(b'{"z":' + nested(JSON_DEPTH - 1) + b"}") == Empty()
-    assert "more than 64 levels" in refused(b'{"z":' + nested(JSON_DEPTH) + b"}", Empty)
+    assert decode_empty(b'{"z":' + nested(MAX_DEPTH - 1) + b"}") == Empty()
+    assert "more than 64 levels" in refused(b'{"z":' + nested(MAX_DEPTH) + b"}", Empty)
 
 
 @every_nesting
 def test_65_levels_among_many_values_are_refused(nested: Any) -> None:
     wide = b"[" + b"{}," * 20_000
-    assert decode_any(wide + nested(JSON_DEPTH - 1) + b"]")
-    assert "more than 64 levels" in refused(wide + nested(JSON_DEPTH) + b"]")
+    assert decode_any(wide + nested(MAX_DEPTH - 1) + b"]")
+    assert "more than 64 levels" in refused(wide + nested(MAX_DEPTH) + b"]")
 
 
 @pytest.mark.parametrize(
@@ -389,7 +391,7 @@ def test_65_levels_among_many_values_are_refused(nested: Any) -> None:
 )
 def test_brackets_inside_strings_are_no_levels(text: str) -> None:
     inner = f'["{text}",{{"{text}":"{text}"}}]'.encode()
-    levels = JSON_DEPTH - 2
+    levels = MAX_DEPTH - 2
     assert decode_any(b"[" * levels + inner + b"]" * levels)
     refused(b"[" * (levels + 1) + inner + b"]" * (levels + 1))
 
@@ -413,7 +415,7 @@ def test_message_is_refused_exactly_when_it_is_deeper_than_64(
     for is_array in kinds[:levels]:
         value = [1, value, {}] if is_array else {"[": [], "a": value}
     body = json.dumps(value, indent=1).encode()
-    if deep(value) > JSON_DEPTH:
+    if deep(value) > MAX_DEPTH:
         refused(body)
     else:
         assert decode_any(body) == value
@@ -423,17 +425,17 @@ def test_message_is_refused_exactly_when_it_is_deeper_than_64(
 
 
 def test_100_000_values_are_taken() -> None:
-    assert len(decode_any(b"[" + b"0," * (JSON_ITEMS - 1) + b"0]")) == JSON_ITEMS
+    assert len(decode_any(b"[" + b"0," * (MAX_ITEMS - 1) + b"0]")) == MAX_ITEMS
 
 
 def test_100_001_values_are_refused() -> None:
-    assert "more than 100,000 values" in refused(b"[" + b"0," * JSON_ITEMS + b"0]")
+    assert "more than 100,000 values" in refused(b"[" + b"0," * MAX_ITEMS + b"0]")
 
 
 @pytest.mark.parametrize("empty", [b"{}", b"[]", b"{ }", b"[\n]"])
 def test_empty_value_is_one_value(empty: bytes) -> None:
-    body = b"[" + (empty + b",") * (JSON_ITEMS - 1) + empty + b"]"
-    assert len(decode_any(body)) == JSON_ITEMS
+    body = b"[" + (empty + b",") * (MAX_ITEMS - 1) + empty + b"]"
+    assert len(decode_any(body)) == MAX_ITEMS
 
 
 def test_commas_inside_strings_are_no_values() -> None:
@@ -678,8 +680,8 @@ def test_raw_holds_nothing_but_bytes(value: object) -> None:
 
 @pytest.mark.parametrize("shape", [str, Point, dict[str, int]])
 def test_raw_gives_nothing_but_bytes_and_says_to_send_json(shape: Any) -> None:
-    with pytest.raises(DecodeError, match="send JSON"):
-        Raw().decoder(shape)(b"{}")
+    with pytest.raises(UnsupportedContentType, match="send JSON"):
+        Raw().decoder(shape)
 
 
 # -- content types -----------------------------------------------------------------------------
@@ -699,6 +701,36 @@ def test_parameters_and_case_of_a_content_type_are_ignored(content_type: str) ->
     assert codec_for(content_type).content_type == "application/json"
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("application/x-msgpack", "application/msgpack"),
+        ("application/vnd.msgpack", "application/msgpack"),
+        ("application/x-protobuf", "application/protobuf"),
+        ("application/proto; v=1", "application/protobuf"),
+    ],
+)
+def test_codec_has_several_names(name: str, codec: str) -> None:
+    assert codec_for(name) is codec_for(codec)
+    assert codec_for(name).content_type == codec
+
+
+def test_codec_costs_nothing_until_it_is_used() -> None:
+    code = """
+import sys, micro
+from micro.codec import codec_for
+late = "micro.codec._msgpack", "micro.codec._protobuf", "google.protobuf"
+print([name for name in late if name in sys.modules])
+codec_for("application/protobuf"), codec_for("application/msgpack").decoder(dict)(b"")
+print([name for name in late if name in sys.modules])
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split("\n")[:2] == [
+        "[]",
+        str(["micro.codec._msgpack", "micro.codec._protobuf"]),
+    ]
+
+
 def test_octet_stream_is_raw_bytes() -> None:
     assert codec_for("application/octet-stream").encode(b"\0") == b"\0"
 
@@ -707,7 +739,10 @@ def test_octet_stream_is_raw_bytes() -> None:
     "content_type", ["", "text/plain", "application/jsonx", "json", "application/xml; a=b", "\0"]
 )
 def test_unknown_content_type_is_refused_with_those_that_are_known(content_type: str) -> None:
-    text = "is not one of application/json, application/octet-stream"
+    text = (
+        "is not one of application/json, application/octet-stream, "
+        "application/msgpack, application/protobuf"
+    )
     with pytest.raises(UnsupportedContentType, match=text) as caught:
         codec_for(content_type)
     assert repr(content_type) in str(caught.value)

@@ -15,6 +15,8 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 import msgspec
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 import micro
 from micro.contract import Method, read_contract, read_handler
@@ -359,6 +361,32 @@ def test_bytes_both_ways_travel_as_they_are() -> None:
 def test_other_messages_travel_as_json() -> None:
     (read,) = read_handler(Greeter(), None)
     assert read.content_type == "application/json"
+
+
+def test_protobuf_message_is_a_message() -> None:
+    async def call(self: object, request: Timestamp) -> Duration: ...
+    async def maybe(self: object, requests: list[Timestamp]) -> Timestamp | None: ...
+
+    taken, listed = handled(call=call, maybe=maybe)
+    assert (taken.request, taken.fields, taken.content_type) == (
+        Timestamp,
+        None,
+        "application/protobuf",
+    )
+    assert (listed.fields, listed.content_type) == (("requests",), "application/json")
+    described = taken.describe().request
+    assert described is not None
+    assert described.type == "Timestamp"
+
+
+def test_protobuf_request_with_another_response_is_refused() -> None:
+    async def call(self: object, request: Timestamp) -> Response: ...
+
+    assert problem(call) == "call: a protobuf request needs a protobuf response, or None"
+
+    async def void(self: object, request: Timestamp) -> None: ...
+
+    assert handled(void=void)
 
 
 def test_bytes_one_way_only_are_refused() -> None:

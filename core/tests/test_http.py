@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from google.protobuf import descriptor_pb2, message_factory
 
 import micro
 from micro.backends.http import HTTPTransport
@@ -44,6 +45,31 @@ class Void:
     pass
 
 
+if TYPE_CHECKING:
+    from google.protobuf.message import Message as Protobuf
+
+    class ProtoRequest(Protobuf):
+        name: str
+
+    class ProtoResponse(Protobuf):
+        def __init__(self, *, msg: str = "") -> None: ...
+
+else:
+    _protos = message_factory.GetMessages(
+        [
+            descriptor_pb2.FileDescriptorProto(
+                name="micro/tests/http.proto",
+                syntax="proto3",
+                message_type=[
+                    {"name": name, "field": [{"name": field, "number": 1, "type": 9, "label": 1}]}
+                    for name, field in (("ProtoRequest", "name"), ("ProtoResponse", "msg"))
+                ],
+            )
+        ]
+    )
+    ProtoRequest, ProtoResponse = _protos["ProtoRequest"], _protos["ProtoResponse"]
+
+
 class Helloworld:
     """The handler that the captured Go server had."""
 
@@ -64,6 +90,12 @@ class Helloworld:
 
     async def raw(self, data: bytes) -> bytes:
         return data[::-1]
+
+    async def proto(self, request: ProtoRequest) -> ProtoResponse:
+        return ProtoResponse(msg=f"Hello {request.name}")
+
+    async def nothing(self, request: ProtoRequest) -> ProtoResponse:
+        return ProtoResponse()
 
 
 @dataclass
@@ -159,6 +191,18 @@ UNARY_JSON = [
     "v5-unary-json",
     "raw-minimal-json",
 ]
+UNARY_PROTOBUF = [
+    "unary-proto",
+    "unary-proto-empty",
+    "unary-proto-empty-request",
+    "unary-second",
+    "v2-unary-second",
+    "v3-unary-second",
+    "v5-unary-second",
+    "raw-minimal-proto",
+]
+#: Go's server repeats the headers of the first request on a connection, here those of another one.
+SECOND = ("unary-second", "v2-unary-second", "v3-unary-second", "v5-unary-second")
 #: What a Go client reads of a reply; the rest of what Go's server sends is an echo of the request.
 NEEDED = (
     "content-type",
@@ -179,6 +223,18 @@ async def test_captured_json_call_gets_what_go_answers(listener: Listener, name:
     assert json.loads(got.body) == json.loads(go.body)
     for header in NEEDED:
         assert got.headers.get(header) == go.headers.get(header), header
+    assert "micro-error" not in got.headers
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", UNARY_PROTOBUF)
+async def test_captured_protobuf_call_gets_what_go_answers(listener: Listener, name: str) -> None:
+    got = await exchange(listener.address, vector(f"{name}.req.http"))
+    go = parsed(vector(f"{name}.rsp.http"))
+    assert (got.status, got.body) == (go.status, go.body)
+    expected = parsed(vector(f"{name}.req.http")) if name in SECOND else go
+    for header in NEEDED:
+        assert got.headers.get(header) == expected.headers.get(header), header
     assert "micro-error" not in got.headers
 
 
@@ -217,14 +273,6 @@ async def test_plain_error_of_a_handler_keeps_its_text(listener: Listener) -> No
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("unary-proto", "application/protobuf"),
-        ("unary-proto-empty", "application/protobuf"),
-        ("unary-proto-empty-request", "application/protobuf"),
-        ("unary-second", "application/protobuf"),
-        ("v2-unary-second", "application/protobuf"),
-        ("v3-unary-second", "application/protobuf"),
-        ("v5-unary-second", "application/protobuf"),
-        ("raw-minimal-proto", "application/protobuf"),
         ("raw-bad-content-type", "application/xml"),
         ("raw-grpc-json-frame", "application/grpc+json"),
     ],
@@ -235,12 +283,56 @@ async def test_other_content_types_are_refused_in_go_form(
     got = await exchange(listener.address, vector(f"{name}.req.http"))
     assert got.status == 200
     error = json.loads(got.headers["micro-error"])
-    # the captured server had an endpoint of its own for protobuf
-    if error["code"] == 404:
-        assert "Helloworld." in error["detail"]
-    else:
-        assert error["code"] == 415
-        assert text in error["detail"]
+    assert error["code"] == 415
+    assert text in error["detail"]
+
+
+@pytest.mark.asyncio
+async def test_protobuf_is_refused_by_an_endpoint_without_protobuf(listener: Listener) -> None:
+    asked = vector("unary-proto.req.http").replace(b"Helloworld.Proto", b"Helloworld.Call")
+    got = await exchange(listener.address, asked)
+    assert (got.status, got.body) == (200, b"")
+    error = json.loads(got.headers["micro-error"])
+    assert error["code"] == 415
+    assert "send JSON" in error["detail"]
+    plain = await exchange(listener.address, request(Content_Type="application/x-protobuf"))
+    assert plain.status == 415
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("content_type", ["application/json", "application/protobuf"])
+async def test_endpoint_of_protobuf_answers_in_the_content_type_of_the_request(
+    listener: Listener, content_type: str
+) -> None:
+    body = b'{"name":"Bob"}' if content_type == "application/json" else b"\x0a\x03Bob"
+    asked = request("/Helloworld/Proto", body, Content_Type=content_type)
+    got = await exchange(listener.address, asked)
+    assert (got.status, got.headers["content-type"]) == (200, content_type)
+    answers = {
+        "application/json": b'{"msg":"Hello Bob"}\n',
+        "application/protobuf": b"\x0a\x09Hello Bob",
+    }
+    assert got.body == answers[content_type]
+
+
+@pytest.mark.asyncio
+async def test_message_pack_is_answered_in_message_pack(listener: Listener) -> None:
+    body = b"\x81\xa4name\xa3Bob"
+    asked = request("/Helloworld/Call", body, Content_Type="application/x-msgpack; v=5")
+    got = await exchange(listener.address, asked)
+    assert got.body == b"\x81\xa7message\xa9Hello Bob"
+    assert got.headers["content-type"] == "application/x-msgpack; v=5"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("content_type", ["application/msgpack", "application/protobuf"])
+async def test_body_that_is_no_message_of_its_content_type_is_400(
+    listener: Listener, content_type: str
+) -> None:
+    asked = request("/Helloworld/Proto", b"\xff\xff", Content_Type=content_type)
+    got = await exchange(listener.address, asked)
+    assert got.status == 400
+    assert json.loads(got.body)["kind"] == "DecodeError"
 
 
 @pytest.mark.asyncio

@@ -250,6 +250,16 @@ def test_table_shows_what_suites_found(
     ]
 
 
+@everywhere
+def test_file_that_cannot_be_collected_is_an_error_like_any(
+    project: pytest.Pytester, processes: tuple[str, ...]
+) -> None:
+    project.makepyfile("raise ZeroDivisionError")
+    result = project.runpytest_subprocess(*processes)
+    result.assert_outcomes(errors=1)
+    assert "AttributeError" not in result.stdout.str() + result.stderr.str()
+
+
 def test_no_table_without_suites(project: pytest.Pytester) -> None:
     project.makepyfile("def test_it(): pass")
     assert "conformance" not in project.runpytest_subprocess().stdout.str()

@@ -23,7 +23,7 @@ from micro.call import (
     current,
 )
 from micro.codec import codec_for
-from micro.contract import ENDPOINT, Method, read_contract
+from micro.contract import ENDPOINT, Method, content_type_of, read_contract
 from micro.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -142,7 +142,8 @@ class Client:
         """Call ``endpoint`` (``Handler.Method``) of ``service``; the reply is a ``returns``.
 
         ``timeout`` is in seconds, the service's ``request_timeout`` by default; inside a handler
-        never longer than the handler's own. ``bytes`` travel as they are, other requests as JSON.
+        never longer than the handler's own. ``bytes`` and protobuf messages travel as they are,
+        other requests as JSON, unless ``content_type`` says otherwise; the reply travels alike.
 
         Raises:
             ServiceNotFound: no node is registered; names similar ones that are.
@@ -151,11 +152,11 @@ class Client:
             Unavailable: the node, or the registry, cannot be reached.
             DecodeError: the reply is not what ``returns`` says.
             InvalidArgument: the endpoint, the metadata or the request cannot be sent.
+            UnsupportedContentType: not known, or none that holds a ``returns``.
             MicroError: whatever else the handler raised.
         """
         if content_type is None:
-            raw = isinstance(request, bytes)
-            content_type = "application/octet-stream" if raw else "application/json"
+            content_type = content_type_of(type(request))
         if not ENDPOINT.fullmatch(endpoint):
             raise InvalidArgument(f"endpoint {endpoint[:80]!r}: write Handler.Method")
         codec = codec_for(content_type)
@@ -167,8 +168,9 @@ class Client:
             metadata=checked_metadata(metadata) if metadata else {},
             id=str(next(self._ids)),
         )
+        decode = self._decoder(codec.content_type, returns)
         reply = await self._in_time(call, body, timeout)
-        return self._decoder(codec.content_type, returns)(reply.body)
+        return decode(reply.body)
 
     @asynccontextmanager
     async def watch(self, service: str | None) -> AsyncIterator[Watch]:

@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar, get_origin, get_type_hints, 
 
 import msgspec
 
+from micro.codec import is_protobuf
 from micro.errors import ConfigError
 from micro.registry import Endpoint, Value
 
@@ -23,6 +24,13 @@ _NOT_CONTRACT = (object, Protocol, Generic)
 #: How deep the fields of messages are described, as in Go Micro.
 _DEPTH = 3
 _INNER = ("item_type", "key_type", "value_type")
+
+
+def content_type_of(shape: Any) -> str:
+    """What messages of this type travel as by themselves."""
+    if isinstance(shape, type) and issubclass(shape, bytes):
+        return "application/octet-stream"
+    return "application/protobuf" if is_protobuf(shape) else "application/json"
 
 
 def endpoint(*, name: str) -> Callable[[T], T]:
@@ -72,8 +80,8 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def content_type(self) -> str:
-        """What its messages travel as: bytes as they are, everything else as JSON."""
-        return "application/octet-stream" if self.request is bytes else "application/json"
+        """What its messages travel as: bytes and protobuf as they are, everything else as JSON."""
+        return content_type_of(self.request)
 
     def describe(self) -> Endpoint:
         """What the registry tells of it."""
@@ -164,6 +172,8 @@ def _method(
         problems += [f"{where}: {problem}" for problem in _unusable(shape)]
     if (request is bytes) != (response is bytes):
         problems.append(f"{where}: bytes travel both ways or not at all")
+    if is_protobuf(request) and not (is_protobuf(response) or response is type(None)):
+        problems.append(f"{where}: a protobuf request needs a protobuf response, or None")
     return [
         Method(
             attribute=where,
@@ -207,7 +217,7 @@ def _request(
 
 
 def _is_message(shape: Any) -> bool:
-    if shape is bytes:
+    if shape is bytes or is_protobuf(shape):
         return True
     struct = isinstance(shape, type) and issubclass(shape, msgspec.Struct)
     return struct or hasattr(shape, "__dataclass_fields__") or is_typeddict(shape)
@@ -242,7 +252,7 @@ def _custom(told: Any, seen: set[int]) -> set[str]:
         return set()
     seen.add(id(told))
     if type(told).__name__ == "CustomType":
-        return {told.cls.__qualname__}
+        return set() if is_protobuf(told.cls) else {told.cls.__qualname__}
     inner = [field.type for field in getattr(told, "fields", ())]
     inner += [getattr(told, name) for name in _INNER if hasattr(told, name)]
     for name in ("types", "item_types"):

@@ -21,7 +21,7 @@ from micro.call import (
     compose,
     enter,
 )
-from micro.codec import codec_for
+from micro.codec import Codec, codec_for
 from micro.contract import Method, read_handler
 from micro.errors import (
     Closed,
@@ -169,18 +169,16 @@ class _Endpoint:
     def __init__(self, server: Server, handler: object, method: Method) -> None:
         self.method = method
         self.owner = f"{type(handler).__qualname__}.{method.attribute}"
-        self._decoders = {
-            kind: codec_for(kind).decoder(method.request)
-            for kind in ("application/json", "application/octet-stream")
-        }
+        self._forms: dict[str, tuple[Codec, Callable[[bytes], Any]]] = {}
+        self._form(method.content_type)  # the usual one is ready before the first call
         function = getattr(handler, method.attribute)
         self._function: Callable[..., Awaitable[Any]] = (
             function if method.is_async else _threaded(server, function)
         )
 
     async def run(self, call: Call, body: Body) -> Reply:
-        codec = codec_for(call.content_type)
-        request = self._decoders[codec.content_type](body)
+        codec, decode = self._forms.get(call.content_type) or self._form(call.content_type)
+        request = decode(body)
         fields = self.method.fields
         if fields is None:
             result = await self._function(request)
@@ -190,6 +188,13 @@ class _Endpoint:
             return Reply(body=codec.encode(result))
         except InvalidArgument as exc:
             raise TypeError(f"{self.owner} returned what cannot be sent: {exc}") from exc
+
+    def _form(self, content_type: str) -> tuple[Codec, Callable[[bytes], Any]]:
+        """Codec and decoder; kept by the codec's own name, of which there are few."""
+        codec = codec_for(content_type)
+        if codec.content_type not in self._forms:
+            self._forms[codec.content_type] = (codec, codec.decoder(self.method.request))
+        return self._forms[codec.content_type]
 
 
 def _threaded(server: Server, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:

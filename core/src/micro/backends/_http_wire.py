@@ -20,6 +20,8 @@ from micro.errors import (
 )
 
 JSON = "application/json"
+#: What no Content-Type means to Go Micro.
+PROTOBUF = "application/protobuf"
 _FORM = "application/x-www-form-urlencoded"
 _PATH = re.compile(r"/([A-Za-z_]\w*)/([A-Za-z_]\w*)", re.ASCII)
 _PHRASES = {
@@ -126,11 +128,7 @@ def _go_call(request: Request, peer: str) -> Call:
             f"rpc: service/endpoint request ill-formed: {endpoint[:80]!r}; "
             "write POST / with Micro-Endpoint: Handler.Method"
         )
-    if "content-type" not in headers:
-        raise UnsupportedContentType(
-            "no Content-Type, which in Go Micro means application/protobuf; send application/json"
-        )
-    return _call(headers, endpoint, headers["content-type"], peer)
+    return _call(headers, endpoint, headers.get("content-type", PROTOBUF), peer)
 
 
 def _plain_call(request: Request, peer: str) -> Call:

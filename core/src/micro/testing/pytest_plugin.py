@@ -8,7 +8,7 @@ which servers were not available, what helps, and how many tests that has cost.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -191,7 +191,9 @@ def _reported(stats: _Stats) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Outcome, test and properties of each report."""
     for category, outcome in _OUTCOMES.items():
         for report in stats.get(category, ()):
-            yield outcome, report.nodeid, {key: str(what) for key, what in report.user_properties}
+            # A file that could not be collected has a report without any.
+            properties: Iterable[tuple[str, object]] = getattr(report, "user_properties", ())
+            yield outcome, report.nodeid, {key: str(what) for key, what in properties}
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

@@ -1,19 +1,15 @@
-"""Codecs: how a message becomes bytes, by content type."""
+"""JSON, as strict as two parsers need to understand the same."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from micro.errors import DecodeError, InvalidArgument, UnsupportedContentType
-
-#: Most levels of objects and arrays in one JSON message.
-JSON_DEPTH = 64
-#: Most values in one JSON message.
-JSON_ITEMS = 100_000
+from micro.codec._base import MAX_DEPTH, MAX_ITEMS, from_builtins, to_builtins
+from micro.errors import DecodeError, InvalidArgument
 
 # A string that does not end counts to the end: looking for its end from each quote would be slow.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -21,28 +17,7 @@ _EMPTY = re.compile(rb"\{\s*\}|\[\s*\]")
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_INTEGER = b"0" * 19
 _untyped = msgspec.json.Decoder()
-_encode = msgspec.json.Encoder().encode
-
-
-class Codec(Protocol):
-    """One form of messages on the wire."""
-
-    content_type: str
-
-    def encode(self, value: object) -> bytes:
-        """The bytes of ``value``.
-
-        Raises:
-            InvalidArgument: a type that this form cannot hold.
-        """
-        ...
-
-    def decoder(self, shape: Any) -> Callable[[bytes], Any]:
-        """A function from bytes to ``shape``, made once and used for every message.
-
-        The function raises DecodeError, and nothing else, for bytes that do not fit.
-        """
-        ...
+_encode = msgspec.json.Encoder(enc_hook=to_builtins).encode
 
 
 class JSON:
@@ -50,7 +25,7 @@ class JSON:
 
     Refused are duplicate names, numbers outside of 64 bits, NaN, more than 64 levels or 100,000
     values, lone surrogates, anything but UTF-8. Unknown fields are ignored, a missing one without a
-    default is an error. An empty body is ``{}``.
+    default is an error. An empty body is ``{}``. Messages of protobuf are as its own JSON.
     """
 
     content_type = "application/json"
@@ -62,14 +37,14 @@ class JSON:
             raise InvalidArgument(f"not a JSON message: {exc}") from exc
 
     def decoder(self, shape: Any) -> Callable[[bytes], Any]:
-        decode = msgspec.json.Decoder(shape).decode
+        decode = msgspec.json.Decoder(shape, dec_hook=from_builtins).decode
 
         def strict(body: bytes) -> Any:
             try:
                 _refuse_ambiguous(body)
                 return decode(body or b"{}")
             except RecursionError:
-                raise DecodeError(f"the JSON has more than {JSON_DEPTH} levels") from None
+                raise DecodeError(f"the JSON has more than {MAX_DEPTH} levels") from None
             except UnicodeDecodeError as exc:
                 raise DecodeError(f"the JSON is not UTF-8 (byte {exc.start})") from None
             except msgspec.ValidationError as exc:
@@ -81,43 +56,6 @@ class JSON:
         return strict
 
 
-class Raw:
-    """Bytes as they are."""
-
-    content_type = "application/octet-stream"
-
-    def encode(self, value: object) -> bytes:
-        if isinstance(value, bytes):
-            return value
-        raise InvalidArgument(f"{self.content_type} holds bytes, not {type(value).__name__}")
-
-    def decoder(self, shape: Any) -> Callable[[bytes], Any]:
-        def same(body: bytes) -> bytes:
-            if shape in (bytes, Any):
-                return body
-            raise DecodeError(f"{self.content_type} gives bytes, not {shape}; send JSON")
-
-        return same
-
-
-_CODECS: dict[str, Codec] = {codec.content_type: codec for codec in (JSON(), Raw())}
-
-
-def codec_for(content_type: str) -> Codec:
-    """The codec of a content type; its parameters (``; charset=utf-8``) are ignored.
-
-    Raises:
-        UnsupportedContentType: none is known; the text names those that are.
-    """
-    found = _CODECS.get(content_type)
-    if found is None:
-        found = _CODECS.get(content_type.partition(";")[0].strip().lower())
-    if found is None:
-        known = ", ".join(_CODECS)
-        raise UnsupportedContentType(f"content type {content_type!r} is not one of {known}")
-    return found
-
-
 def _refuse_ambiguous(body: bytes) -> None:
     """What msgspec lets pass and two parsers could read differently, or what costs too much.
 
@@ -126,11 +64,11 @@ def _refuse_ambiguous(body: bytes) -> None:
     if not body.isascii():
         body.decode()
     brackets = body.count(b"{") + body.count(b"[")
-    if brackets + body.count(b",") > JSON_ITEMS:
+    if brackets + body.count(b",") > MAX_ITEMS:
         _refuse_many(body)
     colons = body.count(b":")
-    tree = _untyped.decode(body) if colons or brackets > JSON_DEPTH else None
-    if brackets > JSON_DEPTH:
+    tree = _untyped.decode(body) if colons or brackets > MAX_DEPTH else None
+    if brackets > MAX_DEPTH:
         _refuse_deep(tree)
     if _has_long_integer(body) or (colons > 1 and b"\\u" in body):
         _parse_again(body)
@@ -145,13 +83,13 @@ def _has_long_integer(body: bytes) -> bool:
 
 def _refuse_many(body: bytes) -> None:
     bare = _EMPTY.sub(b"0", _STRING.sub(b"0", body))
-    if bare.count(b"{") + bare.count(b"[") + bare.count(b",") > JSON_ITEMS:
-        raise DecodeError(f"the JSON has more than {JSON_ITEMS:,} values")
+    if bare.count(b"{") + bare.count(b"[") + bare.count(b",") > MAX_ITEMS:
+        raise DecodeError(f"the JSON has more than {MAX_ITEMS:,} values")
 
 
 def _refuse_deep(tree: Any) -> None:
     level: list[Any] = [[tree]]
-    for _ in range(JSON_DEPTH + 1):
+    for _ in range(MAX_DEPTH + 1):
         level = [
             item
             for inner in level
@@ -160,7 +98,7 @@ def _refuse_deep(tree: Any) -> None:
         ]
         if not level:
             return
-    raise DecodeError(f"the JSON has more than {JSON_DEPTH} levels")
+    raise DecodeError(f"the JSON has more than {MAX_DEPTH} levels")
 
 
 def _parse_again(body: bytes) -> None:
