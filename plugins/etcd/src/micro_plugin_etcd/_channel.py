@@ -114,6 +114,8 @@ class Channel:
 
     def _translated(self, code: grpc.StatusCode, detail: str) -> MicroError:
         if code is grpc.StatusCode.UNAVAILABLE:
+            if "Connection refused" in detail:  # gRPC tells it at length
+                detail = "connection refused; does etcd run there?"
             return Unavailable(f"{self.where}: {detail}")
         for text, kind, says in _TOLD_BY_TEXT:
             if text in detail:
