@@ -107,8 +107,8 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
 
 @pytest.fixture(scope="module")
 def registry() -> str:
-    """A namespace that holds nothing but the services of these tests."""
-    return f"mdns:///cli-{uuid.uuid4().hex[:12]}"
+    """A namespace that holds nothing but the services of these tests, on a machine that is busy."""
+    return f"mdns:///cli-{uuid.uuid4().hex[:12]}?timeout=1500ms"
 
 
 @pytest.fixture(scope="module")

@@ -1026,7 +1026,7 @@ async def test_10000_fake_nodes_are_capped_and_do_not_block_the_loop(
                 before = time.thread_time()
                 await asyncio.sleep(0)
                 longest = max(longest, time.thread_time() - before)
-            assert longest < 0.1 + 2.0
+            assert longest < 0.5
             assert len(one.nodes) == 256
             assert services(every) == 1024
             async with connected() as other:

@@ -185,61 +185,62 @@ def test_server_of_a_third_party_is_reported_too(project: pytest.Pytester) -> No
 # -- conformance ----------------------------------------------------------------------------------
 
 
+SUITES = """
+    import pytest
+
+    from micro.backends.http import HTTPTransport
+    from micro.backends.memory import MemoryRegistry, MemoryTransport
+    from micro.testing import RegistrySuite, TransportSuite
+
+    class TestRegistry(RegistrySuite):
+        backend = MemoryRegistry
+
+        def test_sample_passes(self, request):
+            request.node.user_properties.append(("micro.features", "history ttl=0.01"))
+
+        @pytest.mark.parametrize("text", ["a::b", "c"])
+        def test_sample_fails(self, text):
+            assert False
+
+        @pytest.fixture
+        def broken(self):
+            yield
+            assert False
+
+        def test_sample_passes_and_cannot_be_torn_down(self, broken):
+            pass
+
+        def test_sample_is_skipped(self):
+            pytest.skip()
+
+    class TestTransport(TransportSuite):
+        backend = MemoryTransport
+
+        def test_sample_passes(self):
+            pass
+
+    class TestTheSameAgain(TestTransport):
+        pass
+
+    class TestHTTP(TransportSuite):
+        backend = HTTPTransport
+
+        def test_sample_is_skipped(self):
+            pytest.skip()
+
+    class TestOther:
+        backend = MemoryRegistry
+
+        def test_sample_passes(self):
+            pass
+"""
+
+
 @everywhere
 def test_table_shows_what_suites_found(
     project: pytest.Pytester, processes: tuple[str, ...]
 ) -> None:
-    project.makepyfile(
-        """
-        import pytest
-
-        from micro.backends.http import HTTPTransport
-        from micro.backends.memory import MemoryRegistry, MemoryTransport
-        from micro.testing import RegistrySuite, TransportSuite
-
-        class TestRegistry(RegistrySuite):
-            backend = MemoryRegistry
-
-            def test_sample_passes(self, request):
-                request.node.user_properties.append(("micro.features", "history ttl=0.01"))
-
-            @pytest.mark.parametrize("text", ["a::b", "c"])
-            def test_sample_fails(self, text):
-                assert False
-
-            @pytest.fixture
-            def broken(self):
-                yield
-                assert False
-
-            def test_sample_passes_and_cannot_be_torn_down(self, broken):
-                pass
-
-            def test_sample_is_skipped(self):
-                pytest.skip()
-
-        class TestTransport(TransportSuite):
-            backend = MemoryTransport
-
-            def test_sample_passes(self):
-                pass
-
-        class TestTheSameAgain(TestTransport):
-            pass
-
-        class TestHTTP(TransportSuite):
-            backend = HTTPTransport
-
-            def test_sample_is_skipped(self):
-                pytest.skip()
-
-        class TestOther:
-            backend = MemoryRegistry
-
-            def test_sample_passes(self):
-                pass
-        """
-    )
+    project.makepyfile(SUITES)
     result = project.runpytest_subprocess("-k", "sample", *processes)
     start = next(n for n, line in enumerate(result.outlines) if " conformance " in line)
     assert result.outlines[start + 1 : start + 5] == [
