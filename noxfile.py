@@ -21,6 +21,8 @@ DISTRIBUTIONS = [
 ]
 #: Most tests wait, for a process or a time to live; those of one file share what they start.
 PARALLEL = ["-n", "4", "--dist", "loadfile"]
+#: The last one has to reach the goals; the first, if it is here, is shown beside it.
+BENCHMARKED = ["3.11", "3.12"]
 PYTHONS = nox.project.python_versions(nox.project.load_toml(ROOT / "core/pyproject.toml"))
 
 nox.needs_version = ">=2025.2.9"
@@ -83,7 +85,7 @@ def types(session: nox.Session) -> None:
     install(session, "tests", "types")
     sources = os.pathsep.join(f"{path}/src" for path in DISTRIBUTIONS)
     files = ["conftest.py", "noxfile.py", "toxfile.py"]
-    folders = [*map(str, DISTRIBUTIONS), "tests", "tools", "examples"]
+    folders = [*map(str, DISTRIBUTIONS), "tests", "tools", "examples", "bench"]
     session.run("mypy", *folders, *files, env={"MYPYPATH": sources})
     session.run("pyright")
     for marker in [marker for path in DISTRIBUTIONS for marker in path.glob("src/*/py.typed")]:
@@ -160,11 +162,15 @@ def docs(session: nox.Session) -> None:
     session.run("python", "tools/tables.py", *session.posargs)
 
 
-@nox.session
+@nox.session(python=BENCHMARKED)
 def bench(session: nox.Session) -> None:
     """Compare with others, side by side; options go to bench/run.py."""
-    install(session, file="bench/requirements.txt")
-    session.run("python", "bench/run.py", *session.posargs)
+    install(session, *go(), file="bench/requirements.txt")
+    if session.python == BENCHMARKED[-1]:
+        other = f"bench-{BENCHMARKED[0]}".replace(".", "-")
+        python = Path(session.virtualenv.location).with_name(other) / "bin/python"
+        beside = ["--beside", str(python)] if python.exists() else []
+        session.run("python", "bench/run.py", *beside, *session.posargs)
 
 
 def install(

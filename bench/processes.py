@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import compileall
 import os
+import resource
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import micro
-
 ROOT = Path(__file__).resolve().parents[1]
-#: Seconds that a peer may take to start, or to end.
+#: Seconds that a peer may take to start, or to end; a client has twice as long.
 PATIENCE = 30.0
 _POLL = 0.001
 
@@ -24,47 +22,58 @@ CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, CLIENT_CORE = CORES[0], CORES[-1]
 
 
-def command(module: str, *args: object) -> list[str]:
-    """How a module of bench/peers is run."""
-    return [sys.executable, "-m", f"bench.peers.{module}", *map(str, args)]
+def environment() -> dict[str, str]:
+    """For peers: no setting of ours, and Go keeps to the one core."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MICRO_")}
+    return kept | {"GOMAXPROCS": "1"}
+
+
+def start(command: Sequence[str], core: int, stdout: int | None = None) -> subprocess.Popen[bytes]:
+    """A process on one core."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=stdout)
+    # Before it has threads, which take this over.
+    os.sched_setaffinity(process.pid, {core})
+    return process
 
 
 @contextmanager
-def running(module: str, *args: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A peer's server on the server's core, killed at the end."""
-    process = subprocess.Popen(command(module, *args), cwd=ROOT)
+def running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A server on the server's core, killed at the end."""
+    process = start(command, SERVER_CORE, stdout=sys.stderr.fileno())
     try:
-        # Before it has threads, which take this over.
-        os.sched_setaffinity(process.pid, {SERVER_CORE})
         yield process
     finally:
         process.kill()
         process.wait(PATIENCE)
 
 
-def output(module: str, *args: object) -> bytes:
-    """What a peer's client on the client's core prints.
+def output(command: Sequence[str]) -> bytes:
+    """What a client on the client's core prints.
 
     Raises:
-        subprocess.CalledProcessError: it failed; what it said is on stderr.
+        subprocess.SubprocessError: it failed, and said why on stderr, or it takes too long.
     """
-    with subprocess.Popen(command(module, *args), cwd=ROOT, stdout=subprocess.PIPE) as process:
-        os.sched_setaffinity(process.pid, {CLIENT_CORE})
-        printed, _ = process.communicate(timeout=2 * PATIENCE)
+    with start(command, CLIENT_CORE, stdout=subprocess.PIPE) as process:
+        try:
+            printed, _ = process.communicate(timeout=2 * PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, process.args)
     return printed
 
 
-def keep_to_the_client_s_core() -> None:
-    """Leave the server's core to the server."""
+def prepare(pythons: Sequence[str], folders: Sequence[Path]) -> None:
+    """Leave the server's core to servers; let there be files enough; write bytecode.
+
+    Installing the peers wrote theirs; ours might be compiled at each start.
+    """
     os.sched_setaffinity(0, {CLIENT_CORE})
-
-
-def compile_ours() -> None:
-    """Write bytecode, as installing the peers did; else ours might be compiled at each start."""
-    for folder in (Path(micro.__file__).parent, ROOT / "bench"):
-        compileall.compile_dir(folder, quiet=1)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for python in pythons:
+        subprocess.run([python, "-m", "compileall", "-q", *folders], check=True)
 
 
 def free_port() -> int:
@@ -98,9 +107,3 @@ def _until_closed(connection: socket.socket) -> bytes:
     while chunk := connection.recv(65536):
         received += chunk
     return received
-
-
-def cpu_seconds(pid: int) -> float:
-    """The CPU time of all threads of a process, to the nanosecond."""
-    # The clock of another process, as clock_getcpuclockid(3) makes it, which Python has not.
-    return time.clock_gettime((~pid << 3) | 2)

@@ -1,172 +1,87 @@
-"""What is told: facts of the machine, goals, tables."""
+"""Results as Markdown."""
 
 from __future__ import annotations
 
-import datetime as dt
-import platform
-from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterable, Mapping
 
-import msgspec
-from bench.echo import BASE, Level
-from bench.processes import CORES
-from bench.rounds import Effort, Spread
-from bench.startup import Cost
-
-_PACKAGES = (
-    *("micro-core", "msgspec", "httptools", "uvloop"),
-    *("grpcio", "protobuf", "fastapi", "pydantic", "uvicorn"),
-)
-
-
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Where it was measured; nothing that names the machine."""
-
-    date: str
-    system: str
-    cpus: int
-    python: str
-    packages: dict[str, str]
-
-    @classmethod
-    def this(cls) -> Machine:
-        return cls(
-            date=dt.datetime.now(dt.UTC).date().isoformat(),
-            system=f"{platform.system()} {platform.machine()}",
-            cpus=len(CORES),
-            python=f"{platform.python_implementation()} {platform.python_version()}",
-            packages={name: _version(name) for name in _PACKAGES},
-        )
-
-
-class Goal(msgspec.Struct, frozen=True, kw_only=True):
-    """A ratio by the clock that must not be passed."""
-
-    what: str
-    ratio: float
-    at_most: float
-
-    @property
-    def met(self) -> bool:
-        return self.ratio <= self.at_most
-
-
-class Results(msgspec.Struct, kw_only=True):
-    """All that was measured; empty where it was not asked for."""
-
-    machine: Machine
-    effort: Effort
-    imports: dict[str, Cost] = {}
-    starts: dict[str, Cost] = {}
-    echo: dict[str, dict[str, Level]] = {}
-
-    def goals(self) -> list[Goal]:
-        goals: list[Goal] = []
-        if self.imports:
-            ratio = self.imports["micro"].wall_ratio
-            goals.append(Goal(what="import micro / import asyncio", ratio=ratio, at_most=1.3))
-        if self.starts:
-            ratio = self.starts["micro"].wall_ratio
-            goals.append(
-                Goal(what="start to serving / FastAPI + uvicorn", ratio=ratio, at_most=0.35)
-            )
-        return goals
+from bench.results import OVER_BASE, Result, Results
+from bench.rounds import Spread
+from bench.rows import LOADS, MEASURES, Load, Measure, Row
 
 
 def markdown(results: Results) -> str:
     """The whole report."""
-    sections = [_head(results), _goals(results.goals())]
-    if results.imports:
-        about = "Process start to exit, milliseconds."
-        sections.append(_costs("Import", about, results.imports, "asyncio"))
-    if results.starts:
-        about = (
-            "Process start to the first `POST /Helloworld/Call` answered and checked, in ms. "
-            "`service.run()` with the memory registry; `uvicorn.run()`."
-        )
-        sections.append(_costs("Start to serving", about, results.starts, "FastAPI + uvicorn"))
-    if results.echo:
-        sections.append(_echo(results.echo))
-    return "\n".join(sections)
+    loads = [_load(LOADS[name], peers) for name, peers in results.figures.items() if peers]
+    return "\n".join([_head(results), _rows(results.rows), *loads])
 
 
 def _head(results: Results) -> str:
     machine, effort = results.machine, results.effort
-    packages = ", ".join(f"{name} {number}" for name, number in machine.packages.items())
     return (
         "# Results\n\n"
-        "Written by `python bench/run.py`; README.md says how it measures. Trust the ratios, which "
-        "hold within one run, and not the absolute figures.\n\n"
-        f"{machine.date}, {machine.cpus} CPUs, {machine.system}, {machine.python}; {packages}. "
-        f"Medians of {effort.process_rounds} rounds of processes, {effort.load_rounds} of load.\n"
+        "Written by `python3 dev.py bench`; README.md says how it measures. Trust the ratios, "
+        "which hold within one run, and not the absolute figures.\n\n"
+        f"{machine.date}, {machine.cpus} CPUs, {machine.system}; {', '.join(machine.versions)}. "
+        f"Medians of {effort.process_rounds} rounds of import and start, {effort.load_rounds} of "
+        "all else, with minimum and maximum.\n"
     )
 
 
-def _goals(goals: Iterable[Goal]) -> str:
-    rows = [
-        [goal.what, f"{goal.ratio:.2f}", f"{goal.at_most:.2f}", "yes" if goal.met else "**NO**"]
-        for goal in goals
+def _rows(results: Iterable[Result]) -> str:
+    names = ["", "measured (min-max)", "goal", "floor", "verdict", "gates"]
+    return f"## Goals and floors\n\n{_table(names, map(_row, results))}"
+
+
+def _row(result: Result) -> list[str]:
+    row = result.row
+    return [
+        row.what,
+        _spread(result.measured, lambda value: _bound(row, value)),
+        _bound(row, row.goal),
+        _bound(row, row.floor),
+        f"**{result.verdict}**" if result.is_bad else result.verdict,
+        "yes" if row.gates else "",
     ]
-    return f"## Goals\n\n{_table(['ratio', 'measured', 'at most', 'met'], rows)}" if rows else ""
 
 
-def _costs(title: str, about: str, costs: Mapping[str, Cost], base: str) -> str:
-    rows = [
-        [
-            name,
-            _spread(cost.wall_ms, "{:.0f}"),
-            f"{cost.wall_ratio:.2f}",
-            _spread(cost.cpu_ms, "{:.0f}"),
-            f"{cost.cpu_ratio:.2f}",
-        ]
-        for name, cost in costs.items()
-    ]
-    names = ["", "wall (min-max)", f"x {base}", "CPU (min-max)", f"x {base}"]
-    return f"## {title}\n\n{about}\n\n{_table(names, rows)}"
+def _bound(row: Row, value: float) -> str:
+    """A ratio as the promise has it: 18x, or 1/35 of a cost."""
+    if row.base is None:
+        return f"{value:.0f}"
+    if row.measure.endswith("_us"):
+        return f"1/{1 / value:.1f}"
+    return f"{value:.2f}x"
 
 
-def _echo(levels: Mapping[str, Mapping[str, Level]]) -> str:
-    rows = [
-        [
-            callers,
-            name,
-            _spread(level.calls_per_s, "{:,.0f}"),
-            f"{level.calls_per_s.median / competitors[BASE].calls_per_s.median:.2f}",
-            f"{level.p50_us.median:,.0f} / {level.p99_us.median:,.0f}",
-            f"{level.client_cpu_us.median:.0f} + {level.server_cpu_us.median:.0f}",
-            f"1/{_cpu_us(competitors[BASE]) / _cpu_us(level):.1f}",
-        ]
-        for callers, competitors in levels.items()
-        for name, level in competitors.items()
-    ]
-    names = [
-        "callers", "", "calls/s (min-max)", "x grpc.aio", "p50 / p99 us",
-        "CPU us client + server", "CPU x grpc.aio",
-    ]  # fmt: skip
-    return (
-        "## Unary echo over http\n\n"
-        '`{"name":"Alice"}` -> `{"message":"Hello Alice"}`, a process for each side. Ours: a typed '
-        "client of a Service, JSON over HTTP/1.1, a connection for each caller. grpc.aio: protobuf "
-        "over HTTP/2, one channel. No goals yet.\n\n"
-        f"{_table(names, rows)}"
-    )
+def _load(load: Load, peers: Mapping[str, Mapping[str, Spread]]) -> str:
+    found = dict.fromkeys(name for figures in peers.values() for name in figures)
+    names = [name for name in MEASURES if name in found]
+    titles, lines = [""], [[peer] for peer in peers]
+    for name in names:
+        measure, over_base = MEASURES[name], name + OVER_BASE
+        titles.append(f"{measure.title} (min-max)")
+        for line, figures in zip(lines, peers.values(), strict=True):
+            line.append(_spread(figures.get(name), measure.form.format))
+        if measure.ratio and over_base in found:
+            titles.append(f"x {load.base}")
+            for line, figures in zip(lines, peers.values(), strict=True):
+                line.append(_ratio(measure, figures.get(over_base)))
+    return f"## {load.title}\n\n{load.about}\n\n{_table(titles, lines)}"
 
 
-def _table(names: list[str], rows: list[list[str]]) -> str:
-    lines = [names, ["---" if not name else "--:" for name in names], *rows]
+def _ratio(measure: Measure, spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    inverse = str(measure.ratio).startswith("1/")
+    return str(measure.ratio).format(1 / spread.median if inverse else spread.median)
+
+
+def _spread(spread: Spread | None, form: Callable[[float], str]) -> str:
+    if spread is None:
+        return ""
+    return f"{form(spread.median)} ({form(spread.min)} - {form(spread.max)})"
+
+
+def _table(titles: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [titles, ["---" if not title else "--:" for title in titles], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _spread(value: Spread, form: str) -> str:
-    return f"{form.format(value.median)} ({form.format(value.min)}-{form.format(value.max)})"
-
-
-def _cpu_us(level: Level) -> float:
-    return level.client_cpu_us.median + level.server_cpu_us.median
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
+from bench.load import Point
 
-T = TypeVar("T")
+#: What a measurement fails with; the competitor alone has to answer for it.
+_FAILURES = (AssertionError, OSError, RuntimeError, ValueError, subprocess.SubprocessError)
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -20,36 +23,29 @@ class Spread(msgspec.Struct, frozen=True):
     max: float
 
 
-class Effort(msgspec.Struct, frozen=True):
-    """How long to measure: rounds of processes, rounds of load and the seconds of each."""
-
-    process_rounds: int
-    load_rounds: int
-    load_seconds: float
-
-
 def spread(values: Iterable[float]) -> Spread:
     found = sorted(values)
     return Spread(statistics.median(found), found[0], found[-1])
 
 
 def in_turns(
-    competitors: Mapping[str, Callable[[], T]], *, rounds: int, warm_up: int = 0
-) -> dict[str, list[T]]:
-    """What each competitor returned, round for round.
+    competitors: Mapping[str, Callable[[], Point]], *, rounds: int, warm_up: int = 0
+) -> dict[str, list[Point]]:
+    """What each competitor measured, round for round; of one that failed, nothing.
 
     All take part in every round, in an order drawn anew, so that what disturbs the machine for a
     while disturbs all of them. The rounds of the warm-up are thrown away.
     """
-    found: dict[str, list[T]] = {name: [] for name in competitors}
+    left = dict(competitors)
+    found: dict[str, list[Point]] = {name: [] for name in competitors}
     for turn in range(warm_up + rounds):
-        for name in random.sample(list(competitors), len(competitors)):
-            result = competitors[name]()
-            if turn >= warm_up:
-                found[name].append(result)
+        for name in random.sample(list(left), len(left)):
+            try:
+                point = left[name]()
+            except _FAILURES as exc:
+                print(f"{name} takes part no longer: {exc}", file=sys.stderr)
+                del left[name], found[name]
+            else:
+                if turn >= warm_up:
+                    found[name].append(point)
     return found
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value that ``share`` of all values do not pass; ``ordered`` goes up."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

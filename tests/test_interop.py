@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 
 import micro
 from micro.record import decode_node
@@ -41,6 +42,32 @@ class Helloworld:
 
     async def fail(self, request: Request) -> Response:
         raise micro.InvalidArgument(f"name {request.name} is not allowed")
+
+
+class Wire:
+    """What else the transport carries."""
+
+    async def chat(self, said: AsyncIterator[Request]) -> AsyncIterator[Response]:
+        async for request in said:
+            if request.name == "end":
+                return
+            if request.name == "fail":
+                raise micro.Aborted("stream failed")
+            yield Response(message=f"Hello {request.name}")
+
+    async def count(self, request: Request) -> AsyncIterator[Response]:
+        for number in (1, 2, 3):
+            yield Response(message=f"{request.name} {number}")
+
+    async def relay(self, request: Request) -> AsyncIterator[Response]:
+        raise NotImplementedError  # Go's calls the service that the request names
+        yield
+
+    async def proto(self, request: StringValue) -> StringValue:
+        return StringValue(value=f"Hello {request.value}")
+
+    async def raw(self, data: bytes) -> bytes:
+        return b"\x00\xff" + data
 
 
 @pytest.fixture
@@ -73,6 +100,7 @@ def go_service(program: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
 def our_service(name: str) -> micro.Service:
     service = micro.Service(name, version="1.2.3", metadata={"zone": "a"})
     service.handle(Helloworld())
+    service.handle(Wire())
     return service
 
 
@@ -102,6 +130,11 @@ async def read_by_go(program: Path, name: str) -> list[micro.Node]:
 
 def message(name: str, field: str) -> micro.Value:
     return micro.Value(name=name, type=name, values=(micro.Value(name=field, type="string"),))
+
+
+def helloworld(node: micro.Node) -> tuple[micro.Endpoint, ...]:
+    """The endpoints of Helloworld."""
+    return tuple(one for one in node.endpoints if one.name.startswith("Helloworld."))
 
 
 #: What either side says of Helloworld.
@@ -135,8 +168,8 @@ class Fleet:
             (read,) = await read_by_go(program, name)
         assert (read,) == watch.nodes
         assert read.version == "1.2.3"
-        assert read.endpoints == ENDPOINTS
-        assert read.metadata == self.metadata()
+        assert helloworld(read) == ENDPOINTS
+        assert read.metadata == self.metadata() | {"transports": "tcp,http"}
 
     @pytest.mark.asyncio
     async def test_go_client_does_not_find_our_service_that_has_stopped(
@@ -166,7 +199,7 @@ class Fleet:
         async with caller(name) as (_, watch):
             (node,) = watch.nodes
         assert (node.service, node.id, node.version) == (name, f"{name}-go", "1.2.3")
-        assert node.endpoints == ENDPOINTS
+        assert helloworld(node) == ENDPOINTS
         assert node.metadata == self.metadata() | {"broker": "http"}
 
     @pytest.mark.asyncio
@@ -185,28 +218,101 @@ class Fleet:
 class TestOverMdns(Fleet):
     registry = "mdns"
 
+
+class TestTransport:
+    """What does not depend on a registry."""
+
     @pytest.mark.asyncio
-    async def test_calls_to_a_go_service_mix_no_replies(
+    async def test_go_client_streams_with_our_service(self, program: Path, name: str) -> None:
+        async with our_service(name):
+            said = await go(program, "wire", name)
+        lines = [line.split("\t") for line in said.splitlines()]
+        greetings = [["Wire.Chat", "Ann", "Hello Ann"], ["Wire.Chat", "Bob", "Hello Bob"]]
+        assert lines[:3] == [*greetings, ["Wire.Chat", "end", "EOF"]]
+        assert lines[3:5] == greetings
+        assert lines[5][:2] == ["Wire.Chat", "fail"]
+        assert '"code":409,"detail":"stream failed"' in lines[5][2]
+        assert lines[6:8] == greetings  # and then it hung up
+        counted = ["Wire.Count", "Ann", "Ann 1"], *(["Wire.Count", "", f"Ann {n}"] for n in (2, 3))
+        assert tuple(lines[8:12]) == (*counted, ["Wire.Count", "end"])
+        assert lines[12:] == [
+            ["Wire.Proto", '"Hello Ann"', "<nil>"],
+            ["Wire.Raw", "00ff010002", "<nil>"],
+        ]
+
+    @pytest.mark.asyncio
+    async def test_our_client_chats_with_a_go_service(
         self, go_service: subprocess.Popen[bytes], name: str
     ) -> None:
-        """Go's server loses about one in 30,000 requests that follow closely on a connection; its
-        own clients lose them too."""
         async with caller(name) as (web, _):
-            helloworld = web.client(name, Helloworld)
-            names = [str(number) for number in range(1000)]
-            limit = asyncio.Semaphore(32)
+            chat = web.client(name, Wire).chat(says := Says())
+            for who in ("Ann", "Bob"):
+                says.put_nowait(who)
+                assert await anext(chat) == Response(f"Hello {who}")
+            says.put_nowait("end")
+            assert [response async for response in chat] == []
 
-            async def greet(who: str) -> bool:
-                async with limit:
-                    try:
-                        return (await helloworld.call(Request(who))).message == f"Hello {who}"
-                    except micro.DeadlineExceeded:
-                        lost.append(who)
-                        return True
+    @pytest.mark.asyncio
+    async def test_error_of_a_go_stream_is_raised(
+        self, go_service: subprocess.Popen[bytes], name: str
+    ) -> None:
+        async with caller(name) as (web, _):
+            chat = web.client(name, Wire).chat(says := Says())
+            says.put_nowait("fail")
+            with pytest.raises(micro.AlreadyExists, match="stream failed"):  # its code is 409
+                await anext(chat)
 
-            lost: list[str] = []
-            assert all(await asyncio.gather(*map(greet, names)))
-            assert len(lost) <= 3
+    @pytest.mark.asyncio
+    async def test_our_client_hears_all_of_a_go_stream(
+        self, go_service: subprocess.Popen[bytes], name: str
+    ) -> None:
+        async with caller(name) as (web, _):
+            count = web.client(name, Wire).count(Request("Ann"))
+            assert [response.message async for response in count] == ["Ann 1", "Ann 2", "Ann 3"]
+
+    @pytest.mark.asyncio
+    async def test_our_client_exchanges_protobuf_and_bytes_with_a_go_service(
+        self, go_service: subprocess.Popen[bytes], name: str
+    ) -> None:
+        async with caller(name) as (web, _):
+            wire = web.client(name, Wire)
+            assert (await wire.proto(StringValue(value="Ann"))).value == "Hello Ann"
+            assert await wire.raw(b"\x01\x00") == b"\x00\xff\x01\x00"
+
+    @pytest.mark.asyncio
+    async def test_go_calls_us_while_it_handles_a_stream(
+        self, go_service: subprocess.Popen[bytes], name: str
+    ) -> None:
+        """Its calls have the id of the stream, and are calls all the same."""
+        async with our_service(f"{name}-ours"), caller(name) as (web, _):
+            relay = web.client(name, Wire).relay(Request(f"{name}-ours"))
+            assert [response.message async for response in relay] == ["Hello 1"]
+
+    @pytest.mark.asyncio
+    async def test_go_server_loses_no_call_of_ours(
+        self, go_service: subprocess.Popen[bytes], name: str
+    ) -> None:
+        """It loses about four in 10,000 requests of which it cannot tell the next from the last;
+        its own clients lose them too."""
+        async with caller(name) as (web, _):
+            call = web.client(name, Helloworld).call
+            numbers = iter(range(10_000))
+
+            async def calls() -> None:
+                for number in numbers:
+                    assert (await call(Request(f"{number}"))).message == f"Hello {number}"
+
+            await asyncio.gather(calls(), calls())
+
+
+class Says(asyncio.Queue[str]):
+    """A client's side of a chat, which has no end of its own."""
+
+    def __aiter__(self) -> Says:
+        return self
+
+    async def __anext__(self) -> Request:
+        return Request(await self.get())
 
 
 class TestOverEtcd(Fleet):

@@ -13,7 +13,21 @@ from hypothesis import settings
 settings.register_profile("micro", deadline=None)
 settings.load_profile("micro")
 
-_ON_BOTH = ("test_http.py", "test_proxy.py", "test_service.py", "TransportSuite")
+_ON_BOTH = (
+    "TransportSuite",
+    "test_deadline.py",
+    "test_http.py",
+    "test_http_client.py",
+    "test_http_refused.py",
+    "test_http_streams.py",
+    "test_port.py",
+    "test_proxy.py",
+    "test_service.py",
+    "test_tcp.py",
+    "test_tcp_client.py",
+    "test_tcp_server.py",
+    "test_tcp_streams.py",
+)
 
 
 def pytest_asyncio_loop_factories(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import json
 import logging
@@ -11,15 +12,17 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 import micro
-from micro.cli import _output, call, describe, main, services
+from micro.cli import _output, describe, main, services
 from micro.cli._output import Exit, exit_of
 from micro.errors import BY_NAME
 from micro.logs import printable
@@ -31,6 +34,7 @@ MICRO = str(Path(sys.executable).with_name("micro"))
 PATIENCE = 30
 SERVICE = '''
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 import micro
 
@@ -65,8 +69,54 @@ class Helloworld:
     async def lack(self) -> None:
         raise micro.NotFound("no such row")
 
+class Other:
+    async def context(self) -> dict[str, str]:
+        return dict(micro.context().metadata)
+
+    async def reverse(self, data: bytes) -> bytes:
+        return data[::-1]
+
+    async def flip(self, values: list[int]) -> dict[str, list[int]]:
+        return {"values": values[::-1]}
+
+class Streams:
+    async def count(self, to: int, start: int = 0) -> AsyncIterator[int]:
+        """Count."""
+        for number in range(start, to):
+            yield number
+
+    async def add(self, numbers: AsyncIterator[int]) -> int:
+        return sum([number async for number in numbers])
+
+    async def greet(self, said: AsyncIterator[Request]) -> AsyncIterator[Response]:
+        async for request in said:
+            yield Response(message=f"Hello {request.name}")
+        yield Response(message="Bye")
+
+    async def reverse(self, said: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for data in said:
+            yield data[::-1]
+
+    async def context(self) -> AsyncIterator[dict[str, str]]:
+        yield dict(micro.context().metadata)
+
+    async def fail(self) -> AsyncIterator[int]:
+        yield 1
+        raise micro.Aborted("enough")
+
+    async def stop(self, said: AsyncIterator[Request]) -> AsyncIterator[int]:
+        yield 1
+
+    async def stay(self, word: str = "") -> AsyncIterator[str]:
+        try:
+            yield word
+            await asyncio.Event().wait()
+        finally:
+            print("left", word, flush=True)
+
 service = micro.Service("helloworld")
-service.handle(Helloworld())
+for handler in (Helloworld(), Other(), Streams()):
+    service.handle(handler)
 service.run()
 '''
 
@@ -132,6 +182,12 @@ def started(script: Path, *flags: str) -> subprocess.Popen[str]:
     )
     wait_for_line(process, "serving at")
     return process
+
+
+def talking(*words: str) -> subprocess.Popen[str]:
+    """A command whose standard input stays open."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture(autouse=True)
@@ -222,6 +278,244 @@ def test_options_stand_before_or_after_the_command(
     assert done == (0, '{"message": "Hello Alice"}\n', "")
 
 
+@served
+def test_metadata_goes_with_a_call() -> None:
+    words = ("-m", "Tenant=a", "--metadata", "trace=b=c", "-m", "tenant=d")
+    for command in ("call", "stream"):
+        endpoint = "Other.Context" if command == "call" else "Streams.Context"
+        done = run(command, "helloworld", endpoint, "{}", *words)
+        told = json.loads(done.out)
+        assert (told["tenant"], told["trace"]) == ("d", "b=c")
+
+
+@pytest.mark.parametrize("pair", ["tenant", "=a", ""])
+def test_metadata_that_is_no_pair_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], pair: str
+) -> None:
+    assert main(["call", "helloworld", "Helloworld.Call", "-m", pair]) == Exit.USAGE
+    text = f"error: UsageError: --metadata: {pair!r} is not key=value; see micro call --help\n"
+    assert capsys.readouterr().err == text
+
+
+@served
+def test_a_timeout_is_that_of_the_call() -> None:
+    done = run("call", "helloworld", "Helloworld.Wait", "--timeout", "300ms")
+    assert (done.status, done.out) == (Exit.DEADLINE_EXCEEDED, "")
+    assert done.err.startswith("error: DeadlineExceeded: helloworld Helloworld.Wait: no reply ")
+
+
+@served
+def test_a_timeout_may_be_longer_than_the_usual_one() -> None:
+    began = time.monotonic()
+    words = ("--client_request_timeout", "100ms", "--timeout", "2s")
+    done = run("call", "helloworld", "Helloworld.Wait", *words)
+    assert done.status == Exit.DEADLINE_EXCEEDED
+    assert "Helloworld.Wait" in done.err
+    assert time.monotonic() - began >= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("soon", "is not a duration; write 5s, "), ("0s", "is not more than 0")]
+)
+def test_a_timeout_that_is_no_time_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], text: str, why: str
+) -> None:
+    assert main(["call", "helloworld", "Helloworld.Call", "--timeout", text]) == Exit.USAGE
+    assert capsys.readouterr().err.startswith(f"error: ConfigError: --timeout: {text!r} {why}")
+
+
+@served
+def test_a_call_to_an_address_asks_no_registry() -> None:
+    told = json.loads(run("describe", "helloworld", "--json").out)
+    words = ("--address", told["nodes"][0]["address"], "--registry", "memory")
+    done = run("call", "any.name", "Helloworld.Call", '{"name":"Alice"}', *words)
+    assert done == (0, '{"message": "Hello Alice"}\n', "")
+    done = run("stream", "any.name", "Streams.Count", '{"to": 2}', *words)
+    assert done == (0, "0\n1\n", "")
+
+
+def test_a_call_to_an_address_where_nobody_listens_is_unavailable() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        done = run("call", "helloworld", "Helloworld.Call", "--address", address)
+    assert (done.status, done.out) == (Exit.UNAVAILABLE, "")
+    assert address in done.err
+
+
+def test_what_is_no_address_is_a_usage_error() -> None:
+    done = run("call", "helloworld", "Helloworld.Call", "--address", "nowhere")
+    assert (done.status, done.out) == (Exit.USAGE, "")
+    assert "'nowhere': write host:port" in done.err
+
+
+@served
+@pytest.mark.parametrize("name", ["msgpack", "application/msgpack", "json", "application/json"])
+def test_a_request_travels_as_its_content_type_says(name: str) -> None:
+    words = ("call", "helloworld", "Other.Flip", '{"values": [1, 2]}', "--content-type", name)
+    assert run(*words) == (0, '{"values": [2, 1]}\n', "")
+
+
+@served
+def test_bytes_travel_as_they_are_and_come_out_so() -> None:
+    words = [MICRO, "call", "helloworld", "Other.Reverse", "-", "--content_type", "octet-stream"]
+    sent = bytes(range(256))
+    done = subprocess.run(words, input=sent, capture_output=True, timeout=PATIENCE, check=True)
+    assert done.stdout == sent[::-1]
+    words.append("--json")
+    done = subprocess.run(words, input=sent, capture_output=True, timeout=PATIENCE, check=True)
+    assert base64.b64decode(json.loads(done.stdout)) == sent[::-1]
+
+
+def test_protobuf_is_refused_with_what_to_write_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("protobuf", "application/x-protobuf"):
+        words = ["call", "helloworld", "Helloworld.Call", "--content-type", name]
+        assert main(words) == Exit.USAGE
+        told = capsys.readouterr().err
+        assert told.startswith("error: UsageError: --content_type: no protobuf is made of JSON")
+        assert "send json" in told
+
+
+def test_an_unknown_content_type_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["stream", "helloworld", "Helloworld.Call", "--content-type", "xml"]
+    assert main(words) == Exit.USAGE
+    text = "--content_type: 'xml' is not json, msgpack or octet-stream"
+    assert capsys.readouterr().err.startswith(f"error: UsageError: {text}")
+
+
+@served
+def test_a_service_tells_how_it_is() -> None:
+    assert run("call", "helloworld", "Debug.Health") == (0, '{"status": "ok"}\n', "")
+    told = json.loads(run("call", "helloworld", "Debug.Stats").out)
+    assert told["started"] <= told["timestamp"]
+    assert "Debug." not in run("describe", "helloworld").out
+
+
+# -- stream ------------------------------------------------------------------------------------
+
+
+@served
+def test_stream_prints_a_line_for_each_reply() -> None:
+    done = run("stream", "helloworld", "Streams.Count", '{"to": 3}')
+    assert done == (0, "0\n1\n2\n", "")
+
+
+@served
+def test_stream_sends_each_line_of_standard_input() -> None:
+    for words in ((), ("-",)):
+        done = run("stream", "helloworld", "Streams.Add", *words, given="1\n\n20\n300")
+        assert done == (0, "321\n", "")
+
+
+@served
+def test_stream_tells_the_service_that_standard_input_has_ended() -> None:
+    lines = '{"name": "Alice"}\n  {"name": "Bob"}\r\n'
+    done = run("stream", "helloworld", "Streams.Greet", given=lines)
+    told = ["Hello Alice", "Hello Bob", "Bye"]
+    assert done == (0, "".join(f'{{"message": "{text}"}}\n' for text in told), "")
+
+
+@served
+def test_stream_reads_lines_from_a_file_or_from_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "said.jsonl"
+    file.write_text("".join(f"{number}\n" for number in range(50_000)))
+    for path, total in ((file, 1_249_975_000), (Path(os.devnull), 0)):
+        with path.open() as lines:
+            out = subprocess.run(
+                [MICRO, "stream", "helloworld", "Streams.Add"],
+                stdin=lines,
+                capture_output=True,
+                timeout=PATIENCE,
+                check=True,
+            ).stdout
+        assert out == f"{total}\n".encode()
+
+
+@served
+def test_stream_sends_and_shows_each_line_at_once() -> None:
+    words = [MICRO, "stream", "helloworld", "Streams.Greet"]
+    with talking(*words) as process:
+        assert process.stdin is not None
+        for name in ("Alice", "Bob"):
+            process.stdin.write(f'{{"name": "{name}"}}\n')
+            process.stdin.flush()
+            wait_for_line(process, f"Hello {name}")
+        process.stdin.close()
+        wait_for_line(process, "Bye")
+        assert process.wait(PATIENCE) == 0
+
+
+@served
+def test_stream_ends_with_the_service_although_standard_input_is_open() -> None:
+    with talking(MICRO, "stream", "helloworld", "Streams.Stop") as process:
+        wait_for_line(process, "1")
+        assert process.wait(PATIENCE) == 0
+
+
+@served
+def test_stream_shows_what_came_before_an_error() -> None:
+    done = run("stream", "helloworld", "Streams.Fail", "{}")
+    assert done == (Exit.ERROR, "1\n", "error: Aborted: helloworld: enough\n")
+
+
+@served
+def test_stream_of_an_unknown_service_or_endpoint_is_not_found() -> None:
+    done = run("stream", "helloworld", "Streams.Counts", '{"to": 3}')
+    assert (done.status, done.out) == (Exit.NOT_FOUND, "")
+    assert "did you mean Streams.Count" in done.err
+    done = run("stream", "helloworl", "Streams.Count", '{"to": 3}')
+    assert (done.status, done.out) == (Exit.NOT_FOUND, "")
+    assert "ServiceNotFound" in done.err
+
+
+@served
+def test_stream_names_the_line_that_is_no_message() -> None:
+    done = run("stream", "helloworld", "Streams.Add", given='1\n\n{"a":}\n3\n')
+    text = "line 3 of standard input is not JSON: Expecting value at line 1, column 6"
+    assert (done.status, done.out) == (Exit.USAGE, "")
+    assert done.err.startswith(f"error: UsageError: {text}")
+
+
+def test_stream_with_a_wrong_argument_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stream", "helloworld", "Streams.Count", "{"]) == Exit.USAGE
+    assert capsys.readouterr().err.startswith("error: UsageError: the JSON argument is not JSON: ")
+
+
+@served
+def test_stream_ends_at_its_timeout() -> None:
+    done = run("stream", "helloworld", "Streams.Stay", '{"word": "a"}', "--timeout", "1500ms")
+    assert (done.status, done.out) == (Exit.DEADLINE_EXCEEDED, '"a"\n')
+    assert done.err.startswith("error: DeadlineExceeded: ")
+
+
+def test_stream_outlives_the_time_out_of_calls_and_ends_quietly_when_interrupted(
+    helloworld: subprocess.Popen[str],
+) -> None:
+    words = ["--client_request_timeout", "1s", "stream", "helloworld", "Streams.Stay"]
+    with talking(MICRO, *words, '{"word": "interrupted"}') as process:
+        wait_for_line(process, "interrupted")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err.strip()) == (Exit.INTERRUPTED, "", "")
+    wait_for_line(helloworld, "left interrupted")
+
+
+@served
+def test_stream_ends_quietly_when_its_reader_leaves() -> None:
+    script = f"{MICRO} stream helloworld Streams.Count '{{\"to\": 100000}}' | head -n 2"
+    done = run("-c", script, command=("bash", "--norc"))
+    assert (done.out, done.err) == ("0\n1\n", "")
+
+
+@served
+def test_stream_of_bytes_is_lines_as_they_are() -> None:
+    words = ("stream", "helloworld", "Streams.Reverse", "--content-type", "octet-stream")
+    assert run(*words, given="abc\n\n{x\n").out == "cba\n\nx{\n"
+    assert run(*words, "--json", given="abc\n").out == '"Y2Jh"\n'
+
+
 # -- errors, and the status that scripts see ---------------------------------------------------
 
 
@@ -291,11 +585,8 @@ def test_an_error_for_machines_is_json() -> None:
 @served
 def test_no_reply_in_time_is_deadline_exceeded() -> None:
     done = run("call", "helloworld", "Helloworld.Wait", "--client_request_timeout", "2500ms")
-    assert done == (
-        Exit.DEADLINE_EXCEEDED,
-        "",
-        "error: DeadlineExceeded: helloworld Helloworld.Wait: no reply in 2.5 s\n",
-    )
+    assert (done.status, done.out) == (Exit.DEADLINE_EXCEEDED, "")
+    assert done.err.startswith("error: DeadlineExceeded: helloworld Helloworld.Wait: no reply ")
 
 
 def test_a_node_that_nobody_answers_for_is_unavailable(tmp_path: Path, registry: str) -> None:
@@ -583,6 +874,17 @@ def test_describe_says_which_version_has_an_endpoint(capsys: pytest.CaptureFixtu
     assert {"A.Both", "A.New (version 2)", "A.Old (version 1)"} <= set(lines)
 
 
+def test_describe_says_which_endpoints_stream(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = micro.Endpoint(name="A.Watch", metadata={"stream": "true"})
+    replace = msgspec.structs.replace
+    nodes = [node("x", "1", "A.Call"), replace(node("y", "2"), endpoints=(stream,))]
+    _output.show_service(nodes)
+    lines = capsys.readouterr().out.splitlines()
+    assert {"A.Call (version 1)", "A.Watch (stream; version 2)"} <= set(lines)
+    _output.show_service(nodes[1:])
+    assert "A.Watch (stream)" in capsys.readouterr().out.splitlines()
+
+
 def test_describe_shows_nothing_that_moves_a_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     _output.show_service([node("x", "1\x1b[2J", "A.B\r", key="v\nv")])
     text = capsys.readouterr().out
@@ -613,7 +915,6 @@ async def test_commands_need_only_an_open_service(monkeypatch: pytest.MonkeyPatc
     server = micro.Service("helloworld", **places, plugins=plugins)
     server.handle(Helloworld())
     async with server, micro.Service("micro", **places, plugins=plugins) as client:
-        assert await call(client, "helloworld", "Helloworld.Call", b'{"name":"A"}') == "Hello A"
         url, found = await services(client)
         nodes = await describe(client, "helloworld")
     assert (url, found) == ("memory://here", {"helloworld": nodes})
@@ -803,6 +1104,7 @@ def test_plugins_lists_what_is_installed_and_why_it_is_broken(
         ["micro-core", "0.9", "scheme http: transport"],
         ["scheme", "mdns:", "registry"],
         ["scheme", "memory:", "registry, transport"],
+        ["scheme", "tcp:", "transport"],
         ["micro-plugin-x", "1.0", "command dump"],
         [
             "micro-plugin-y",
@@ -916,6 +1218,19 @@ def test_no_color_turns_colour_off(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = on_terminal("call", "helloworld", "Helloworld.Call", '{"name":"Alice"}')
     assert shown == '{"message": "Hello Alice"}\n'
     assert "\x1b" not in on_terminal("describe", "helloworld")
+
+
+@served
+def test_a_stream_is_coloured_lines_on_a_terminal_where_it_reads_no_lines() -> None:
+    words = ("stream", "helloworld", "Streams.Count", "--timeout", "9s")
+    assert on_terminal(*words, '{"to": 2}') == "\x1b[33m0\x1b[0m\n\x1b[33m1\x1b[0m\n"
+    assert '"word"' not in on_terminal("stream", "helloworld", "Streams.Context")
+
+
+@served
+def test_bytes_cannot_harm_a_terminal() -> None:
+    words = ("call", "helloworld", "Other.Reverse", "\n[2Jab", "--content_type", "octet-stream")
+    assert on_terminal(*words) == "baJ2[\\n\n"
 
 
 @served

@@ -273,7 +273,7 @@ async def test_unknown_names_leave_no_watch_behind() -> None:
         for number in range(20):
             with pytest.raises(micro.ServiceNotFound):
                 await web.call(f"nobody-{number}", "X.Y")
-        assert not web.client._views
+        assert not web.client._routes._views
 
 
 @pytest.mark.asyncio
@@ -470,10 +470,10 @@ async def test_first_client_middleware_is_outermost() -> None:
 @pytest.mark.asyncio
 async def test_failed_dial_is_tried_again_though_nobody_waited_for_its_end() -> None:
     async with _one_node() as (web, _registry, _):
-        transport = await web.client._means().transport()
+        (transport,) = await web.client._means().transports()
         dial, entered, fail = transport.dial, asyncio.Event(), asyncio.Event()
 
-        async def failing(address: str, *, timeout: float) -> Any:
+        async def failing(*_: object, **__: object) -> Any:
             entered.set()
             await fail.wait()
             raise micro.Unavailable("no route")
@@ -485,7 +485,7 @@ async def test_failed_dial_is_tried_again_though_nobody_waited_for_its_end() -> 
         await asyncio.gather(calling, return_exceptions=True)
         fail.set()
         transport.dial = dial  # type: ignore[method-assign]
-        await eventually(lambda: not web.client._channels)
+        await eventually(lambda: not web.client._routes._channels)
         assert await web.call("greeter", "Greeter.Where") == "one"
 
 
@@ -494,8 +494,8 @@ async def test_first_calls_at_once_share_one_watch() -> None:
     async with fleet("a") as web:
         greeter = web.client("greeter", Greeter)
         await asyncio.gather(*(greeter.where() for _ in range(100)))
-        assert len(web.client._views) == 1
-        assert web.client._views["greeter"][1] == 1
+        assert len(web.client._routes._views) == 1
+        assert web.client._routes._views["greeter"][1] == 1
 
 
 @pytest.mark.asyncio

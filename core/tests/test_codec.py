@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, TypedDict
@@ -212,9 +213,35 @@ def test_text_with_a_lone_surrogate_is_not_encoded() -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_float_that_json_cannot_hold_never_arrives_as_another(number: float) -> None:
-    """It travels as null, which no float field takes."""
-    assert refused(CODEC.encode({"score": number, "id": 1, "name": ""}), User)
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (lambda number: number, "$"),
+        (lambda number: {"a": [None, {"b": number}], "c": 2**70}, "$.a[1].b"),
+        (lambda number: User(1, "", score=number), "$.score"),
+        (lambda number: [Point(1), (0.5, number)], "$[1][1]"),
+    ],
+)
+def test_float_that_json_cannot_hold_is_an_invalid_argument(
+    value: Callable[[float], Any], path: str, number: float
+) -> None:
+    with pytest.raises(InvalidArgument, match="NaN and infinity have no form") as caught:
+        CODEC.encode(value(number))
+    assert f"`{path}`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [None, "null"],
+        {"null": None, "number": 1.5, "text": "nan"},
+        User(1, "null", photo=b"\xcb\x7f\xf8\x00" * 3),
+        {"long": 2**70, "a": None},
+        {1: None},
+    ],
+)
+def test_null_that_has_been_no_float_is_encoded(value: object) -> None:
+    assert CODEC.encode(value) == msgspec.json.encode(value)
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64 - 1, -(2**63) - 1])

@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from micro.backends import _tcp_client
 from micro.backends.http import HTTPTransport
 from micro.backends.memory import MemoryRegistry, MemoryTransport
+from micro.backends.tcp import TCPTransport
 from micro.registry import Node, Registry
 from micro.testing import RegistrySuite, TransportSuite
 
@@ -31,7 +33,19 @@ class TestMemoryRegistry(RegistrySuite):
 
 class TestMemoryTransport(TransportSuite):
     backend = MemoryTransport
+    window = 512 * 1024
+
+
+class TestTCPTransport(TransportSuite):
+    backend = TCPTransport
+    window = 1024 * 1024
+
+    @pytest.fixture
+    def hasty_url(self, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setattr(_tcp_client, "_LOOK", 0.25)
+        return url
 
 
 class TestHTTPTransport(TransportSuite):
     backend = HTTPTransport
+    multiplexed = False

@@ -6,14 +6,19 @@
 from __future__ import annotations
 
 import abc
+import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
+import re
+import types
+import typing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 import msgspec
+import pydantic
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -130,6 +135,33 @@ def test_endpoint_leaves_the_method_as_it_is() -> None:
     assert micro.endpoint(name="A.B")(method) is method
 
 
+def test_endpoint_without_a_name_leaves_the_name() -> None:
+    class Marked:
+        @micro.endpoint(idempotent=True, timeout=2)
+        async def get_url(self, request: Request) -> Response: ...
+
+        @micro.endpoint()
+        async def plain(self) -> None: ...
+
+    for read in (read_handler(Marked(), None), read_contract(Marked, None)):
+        marked, plain = read
+        assert (marked.endpoint, marked.idempotent, marked.timeout) == ("Marked.GetUrl", True, 2)
+        assert (plain.endpoint, plain.idempotent, plain.timeout) == ("Marked.Plain", False, None)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_endpoint_timeout_that_is_no_time_is_refused(timeout: float) -> None:
+    with pytest.raises(ConfigError, match=r"endpoint timeout .*: write seconds, more than 0"):
+        micro.endpoint(timeout=timeout)
+
+
+def test_endpoint_without_parentheses_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"write Handler\.Method"):
+
+        @micro.endpoint  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        async def method() -> None: ...
+
+
 @pytest.mark.parametrize(
     "name", ["", "Greeter", "A.B.C", ".A", "A.", "A B.C", "1.A", "A.B\n", "A/B", "A.É"]
 )
@@ -208,7 +240,7 @@ def test_handler_may_have_plain_methods_and_a_contract_not() -> None:
     (method,) = read_handler(Plain(), None)
     assert not method.is_async
     assert problems(lambda: read_contract(Plain, None)) == [
-        "add is public and no RPC: write async def, or _add"
+        "add: no RPC; write async def, or -> AsyncIterator[Message], or name it _add"
     ]
 
 
@@ -246,7 +278,7 @@ class Bad(Protocol):
 
 def test_everything_public_of_a_contract_that_is_no_rpc_is_named() -> None:
     listed = problems(lambda: read_contract(Bad, None))
-    assert sorted(text.partition(" ")[0] for text in listed) == sorted(
+    assert sorted(re.split("[ :]", text)[0] for text in listed) == sorted(
         ["limit", "count", "state", "fixed", "made", "add", "Inner"]
     )
     assert "limit is public and no method; begin its name with _" in listed
@@ -379,6 +411,32 @@ def test_protobuf_message_is_a_message() -> None:
     assert described.type == "Timestamp"
 
 
+class Model(pydantic.BaseModel):
+    name: str
+    many: list[Model] = pydantic.Field(default=[], alias="others")
+    where: pydantic.AnyUrl | None = None
+    either: list[int] | set[str] = []
+
+
+def test_model_of_pydantic_is_a_message() -> None:
+    async def call(self: object, request: Model) -> Model: ...
+    def chat(self: object, said: AsyncIterator[Model]) -> AsyncIterator[Model]: ...
+    async def maybe(self: object, requests: list[Model]) -> Model | None: ...
+
+    taken, stream, listed = handled(call=call, chat=chat, maybe=maybe)
+    assert (taken.request, taken.fields, taken.content_type) == (Model, None, "application/json")
+    assert (stream.kind, stream.request, stream.response) == ("bidi", Model, Model)
+    assert listed.fields == ("requests",)
+
+
+def test_model_of_pydantic_is_described_by_its_fields() -> None:
+    told = described(Model)
+    name, many, where, either = told.values
+    assert either.type == "any"
+    assert (told.type, name, where.type) == ("Model", Value(name="name", type="string"), "AnyUrl")
+    assert (many.name, many.type, many.values[0]) == ("others", "[]Model", name)
+
+
 def test_protobuf_request_with_another_response_is_refused() -> None:
     async def call(self: object, request: Timestamp) -> Response: ...
 
@@ -408,6 +466,31 @@ def test_arguments_are_packed_by_place_and_by_name() -> None:
     assert read.pack((1, 5), {}) == read.pack((), {"b": 5, "a": 1}) == {"a": 1, "b": 5}
 
 
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((1, 2, 3, 4), {}),
+        ((1, 2, 3), {}),
+        ((1, 2), {}),
+        ((1, 2), {"b": 2, "c": 3}),
+        ((), {"a": 1, "b": 2}),
+        ((), {"a": 1, "b": 2, "c": 3, "d": 4}),
+    ],
+)
+def test_fields_that_do_not_fit_are_a_type_error(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    async def add(self: object, a: int, b: int = 2, *, c: int) -> int: ...
+
+    (read,) = handled(add=add)
+    assert (
+        read.pack((1, 2), {"c": 3}) == read.pack((1,), {"c": 3, "b": 2}) == {"a": 1, "b": 2, "c": 3}
+    )
+    assert read.pack((1,), {"c": 3}) == {"a": 1, "c": 3}
+    with pytest.raises(TypeError):
+        read.pack(args, kwargs)
+
+
 def test_message_is_packed_as_itself() -> None:
     (read,) = read_handler(Greeter(), None)
     request = Request("Bob")
@@ -421,6 +504,238 @@ def test_arguments_that_do_not_fit_are_a_type_error(
     (read,) = read_handler(Greeter(), None)
     with pytest.raises(TypeError):
         read.pack(args, kwargs)
+
+
+def test_default_message_is_packed_when_nothing_is_given() -> None:
+    default = Request("Nobody")
+
+    async def greet(self: object, request: Request = default) -> None: ...
+
+    (read,) = handled(greet=greet)
+    assert read.pack((), {}) is default
+
+
+# -- streams -----------------------------------------------------------------------------------
+
+
+class Streams:
+    """Each kind of call, as a handler that is its own contract."""
+
+    async def call(self, request: Request) -> Response:
+        return Response(message=request.name)
+
+    async def watch(self, request: Request) -> AsyncIterator[Response]:
+        yield Response(message=request.name)
+
+    async def upload(self, parts: AsyncIterator[Request]) -> Response:
+        return Response(message="".join([part.name async for part in parts]))
+
+    async def chat(self, said: AsyncIterator[Request]) -> AsyncIterator[Response]:
+        async for one in said:
+            yield Response(message=one.name)
+
+    def relay(self, said: AsyncIterator[Request]) -> AsyncIterator[Response]:
+        return self.chat(said)
+
+
+class StreamsProtocol(Protocol):
+    async def call(self, request: Request) -> Response: ...
+    def watch(self, request: Request) -> AsyncIterator[Response]: ...
+    async def upload(self, parts: AsyncIterator[Request]) -> Response: ...
+    def chat(self, said: AsyncIterator[Request]) -> AsyncIterator[Response]: ...
+    def relay(self, said: AsyncIterator[Request]) -> AsyncIterator[Response]: ...
+
+
+class StreamsABC(abc.ABC):
+    @abc.abstractmethod
+    async def call(self, request: Request) -> Response: ...
+
+    @abc.abstractmethod
+    def watch(self, request: Request) -> AsyncIterator[Response]: ...
+
+    @abc.abstractmethod
+    async def upload(self, parts: AsyncIterator[Request]) -> Response: ...
+
+    @abc.abstractmethod
+    def chat(self, said: AsyncIterator[Request]) -> AsyncIterator[Response]: ...
+
+    @abc.abstractmethod
+    def relay(self, said: AsyncIterator[Request]) -> AsyncIterator[Response]: ...
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        read_handler(Streams(), None),
+        read_contract(Streams, None),
+        read_contract(StreamsProtocol, "Streams"),
+        read_contract(StreamsABC, "Streams"),
+    ],
+    ids=["handler", "class", "protocol", "abc"],
+)
+def test_kind_of_a_call_is_read_from_its_annotations(methods: list[Method]) -> None:
+    assert {one.endpoint: one.kind for one in methods} == {
+        "Streams.Call": "unary",
+        "Streams.Watch": "server",
+        "Streams.Upload": "client",
+        "Streams.Chat": "bidi",
+        "Streams.Relay": "bidi",
+    }
+    for one in methods:
+        assert (one.request, one.fields, one.response) == (Request, None, Response)
+        assert one.is_async
+
+
+def test_server_stream_may_take_fields() -> None:
+    async def count(self: object, start: int, *, by: int = 1) -> AsyncIterator[int]:
+        yield start + by
+
+    (read,) = handled(count=count)
+    assert (read.kind, read.fields, read.response) == ("server", ("start", "by"), int)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        AsyncIterator[Response],
+        AsyncIterable[Response],
+        AsyncGenerator[Response, None],
+        typing.AsyncIterator[Response],
+        typing.AsyncGenerator[Response, None],
+    ],
+)
+def test_stream_that_is_returned_has_one_of_three_forms(shape: Any) -> None:
+    def watch(self: object, request: Request) -> Any: ...
+
+    watch.__annotations__["return"] = shape
+    (read,) = handled(watch=watch)
+    assert (read.kind, read.response) == ("server", Response)
+
+
+@pytest.mark.parametrize("shape", [AsyncIterator[Request], AsyncIterable[Request]])
+def test_stream_that_is_taken_has_one_of_two_forms(shape: Any) -> None:
+    async def upload(self: object, parts: Any) -> None: ...
+
+    upload.__annotations__["parts"] = shape
+    (read,) = handled(upload=upload)
+    assert (read.kind, read.request) == ("client", Request)
+
+
+async def takes(self: object, parts: Any) -> None: ...
+def gives(self: object) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "shape", "written"),
+    [
+        (takes, "parts", AsyncGenerator[Request, None], "AsyncGenerator["),
+        (takes, "parts", AsyncIterator, "collections.abc.AsyncIterator"),
+        (takes, "parts", AsyncIterator[None], "AsyncIterator[None]"),
+        (takes, "parts", asyncio.StreamReader, "asyncio.streams.StreamReader"),
+        (gives, "return", AsyncGenerator[Response, int], "int]"),
+        (gives, "return", AsyncIterator, "collections.abc.AsyncIterator"),
+    ],
+)
+def test_stream_of_another_form_is_refused_with_how_it_is_written(
+    method: Handler, name: str, shape: Any, written: str
+) -> None:
+    copy = types.FunctionType(method.__code__, {}, method.__name__)
+    copy.__annotations__ = {**method.__annotations__, name: shape}
+    _, _, told = problem(copy).partition(": a stream is written AsyncIterator[Message], not ")
+    assert written in told
+
+
+async def awaited(self: object, request: Request) -> AsyncIterator[Response]: ...
+async def yields(self: object, request: Request) -> Any:
+    yield Response(message="")
+
+
+yields.__annotations__["return"] = Response
+
+
+async def among(self: object, name: str, parts: AsyncIterator[Request]) -> None: ...
+def blocking(self: object, parts: AsyncIterator[Request]) -> None: ...
+def generates(self: object, request: Request) -> Iterator[Response]: ...
+async def inside(self: object, request: Request) -> list[AsyncIterator[Response]]: ...
+async def nested(self: object, parts: AsyncIterator[AsyncIterator[int]]) -> None: ...
+async def mixed(self: object, parts: AsyncIterator[bytes]) -> Response: ...
+async def unfit(self: object, parts: AsyncIterator[Custom]) -> None: ...
+def protobufs(self: object, said: AsyncIterator[Timestamp]) -> AsyncIterator[Response]: ...
+
+
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        (
+            awaited,
+            "it gives its stream only when it is awaited; write def, or async def with yield",
+        ),
+        (yields, "it yields; write -> AsyncIterator[Message]"),
+        (among, "a stream is the only parameter; the rest goes into its first message"),
+        (blocking, "a stream is read by an async def"),
+        (generates, "Iterator is no message type; a stream is AsyncIterator[Message], "),
+        (inside, "AsyncIterator is no message type; a stream is AsyncIterator[Message], "),
+        (nested, "AsyncIterator is no message type; a stream is AsyncIterator[Message], "),
+        (mixed, "bytes travel both ways or not at all"),
+        (unfit, "Custom is no message type; use a dataclass, "),
+        (protobufs, "a protobuf request needs a protobuf response, or None"),
+    ],
+)
+def test_stream_that_cannot_be_called_is_refused_with_the_reason(
+    method: Handler, text: str
+) -> None:
+    assert problem(method).startswith(f"{method.__name__}: {text}")
+
+
+def test_stream_among_the_methods_of_a_contract_is_refused_when_it_must_be_awaited() -> None:
+    contract = type("Contract", (), {"awaited": awaited})
+    (listed,) = problems(lambda: read_contract(contract, None))
+    assert listed.startswith("awaited: it gives its stream only when it is awaited; write def")
+
+
+def test_streams_of_bytes_and_of_protobuf_travel_as_they_are() -> None:
+    def echo(self: object, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]: ...
+    def times(self: object, said: AsyncIterator[Timestamp]) -> AsyncIterator[Duration]: ...
+
+    raw, protobuf = handled(echo=echo, times=times)
+    assert (raw.content_type, protobuf.content_type) == (
+        "application/octet-stream",
+        "application/protobuf",
+    )
+
+
+def test_stream_is_packed_as_its_iterator() -> None:
+    upload = next(one for one in read_contract(Streams, None) if one.kind == "client")
+
+    async def parts() -> AsyncIterator[Request]:
+        yield Request("a")
+
+    stream = parts()
+    assert upload.pack((stream,), {}) is upload.pack((), {"parts": stream}) is stream
+
+
+def test_what_is_no_stream_cannot_be_packed_as_one() -> None:
+    upload = next(one for one in read_contract(Streams, None) if one.kind == "client")
+    with pytest.raises(TypeError, match="list"):
+        upload.pack(([Request("a")],), {})
+
+
+def test_registry_is_told_of_streams_as_by_go_micro_and_of_what_may_be_repeated() -> None:
+    class Marked(Streams):
+        @micro.endpoint(idempotent=True)
+        async def get(self, request: Request) -> Response: ...
+
+    told = {one.endpoint: one.describe() for one in read_handler(Marked(), None)}
+    assert {name.partition(".")[2]: one.metadata for name, one in told.items()} == {
+        "Call": {},
+        "Watch": {"stream": "true"},
+        "Upload": {"stream": "true"},
+        "Chat": {"stream": "true"},
+        "Relay": {"stream": "true"},
+        "Get": {"idempotent": "true"},
+    }
+    watch = told["Marked.Watch"]
+    assert (watch.request, watch.response) == (told["Marked.Call"].request, described(Response))
 
 
 # -- what a handler cannot be ------------------------------------------------------------------
@@ -461,19 +776,6 @@ def test_refusal_names_the_class() -> None:
         read_handler(Custom(), None)
     with pytest.raises(ConfigError, match=r"^contract Custom cannot be used:"):
         read_contract(Custom, None)
-
-
-async def streams_out(self: object, request: Request) -> AsyncIterator[Response]: ...
-async def streams_in(self: object, requests: AsyncIterator[Request]) -> Response: ...
-def generates(self: object, request: Request) -> AsyncIterator[Response]: ...
-
-
-@pytest.mark.parametrize("method", [streams_out, streams_in, generates])
-def test_stream_is_refused_as_not_supported_yet(method: Handler) -> None:
-    text = "streams (AsyncIterator) are not supported yet by this version"
-    assert problem(method) == f"{method.__name__}: {text}"
-    contract = type("Contract", (), {method.__name__: method})
-    assert problems(lambda: read_contract(contract, None)) == [f"{method.__name__}: {text}"]
 
 
 async def custom_field(self: object, a: int, b: Custom) -> None: ...

@@ -146,7 +146,7 @@ def test_several_plugins_add_theirs() -> None:
 def test_schemes_are_those_of_the_kind_sorted() -> None:
     plugins = Plugins(Adds(FakeRegistry))
     assert plugins.schemes(REGISTRY) == ("fake", "fake+tls", "mdns", "memory")
-    assert plugins.schemes(TRANSPORT) == ("http", "memory")
+    assert plugins.schemes(TRANSPORT) == ("http", "memory", "tcp")
 
 
 def test_plugin_of_one_plugins_is_not_seen_by_another() -> None:
@@ -559,7 +559,7 @@ def test_scheme_that_is_installed_for_another_kind_says_so(site: Site) -> None:
     install_x(site, module("XRegistry x"))
     assert refused("x", Transport) == (
         "--flag: no transport has the scheme 'x': micro-plugin-x 1.0 has no transport; "
-        "known are http, memory"
+        "known are http, memory, tcp"
     )
 
 
@@ -593,4 +593,4 @@ def test_near_miss_of_a_scheme_that_is_installed_says_only_its_name(site: Site) 
 
 def test_plugin_is_not_offered_for_a_kind_that_it_does_not_have(site: Site) -> None:
     told = refused("etcd://h:1", Transport)
-    assert told == "--flag: no transport has the scheme 'etcd'; known are http, memory"
+    assert told == "--flag: no transport has the scheme 'etcd'; known are http, memory, tcp"

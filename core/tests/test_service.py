@@ -480,7 +480,7 @@ def note(name):
 @hookimpl
 def micro_configure(service):
     service.told.append("NAME")
-    service.wrap_client(note("NAME "))
+    service.wrap_client(note("NAME,"))
 """
 
 
@@ -585,7 +585,7 @@ async def test_middleware_of_the_last_extension_is_outermost(site: Site) -> None
     service = Told("a", "b")
     service.handle(Road())
     async with serving(service) as client:
-        assert await client.call("echo", "Road.Walked") == "b a "
+        assert await client.call("echo", "Road.Walked") == "b,a,"
 
 
 @pytest.mark.asyncio

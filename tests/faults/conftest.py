@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.faults.calls import Served
 from tests.faults.fleet import Fleet
-from tests.faults.observers import WatchedRegistry
+from tests.faults.observers import Journal, WatchedRegistry
 
 SEED = pytest.StashKey[int]()
 #: The name of the property by which a test tells the end of the run what came of it.
@@ -71,6 +74,33 @@ def full(request: pytest.FixtureRequest) -> bool:
 def chance(request: pytest.FixtureRequest) -> random.Random:
     """A test's own, so that it does the same alone as among others."""
     return random.Random(f"{request.config.stash[SEED]} {request.node.name}")
+
+
+@pytest.fixture
+def journal(request: pytest.FixtureRequest) -> Iterator[Journal]:
+    """What is wrong of calls, and what this process logs as an error; told as the test ends."""
+    journal = Journal(f"repeat it by: --seed {request.config.stash[SEED]}")
+    logging.getLogger().addHandler(journal)
+    yield journal
+    gc.collect()  # what nobody has awaited says so now
+    logging.getLogger().removeHandler(journal)
+    print(journal.text)
+    journal.check()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """A service in another process; it has to be there at the end, without a complaint."""
+    with Served(tmp_path) as served:
+        yield served
+        served.check()
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[[object], None]:
+    """Has the end of the run tell what came of a test."""
+    properties = request.node.user_properties
+    return lambda text: properties.append((FIGURES, str(text)))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ go 1.25
 require (
 	github.com/go-micro/plugins/v4/registry/etcd v1.2.0
 	go-micro.dev/v4 v4.11.0
+	google.golang.org/protobuf v1.28.1
 )
 
 require (
@@ -55,7 +56,6 @@ require (
 	golang.org/x/tools v0.26.0 // indirect
 	google.golang.org/genproto v0.0.0-20230306155012-7f2fa6fef1f4 // indirect
 	google.golang.org/grpc v1.53.0 // indirect
-	google.golang.org/protobuf v1.28.1 // indirect
 	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
 	gopkg.in/warnings.v0 v0.1.2 // indirect
 )

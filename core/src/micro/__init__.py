@@ -8,7 +8,7 @@ service.run()
 """
 
 from micro.call import Body, Call, Context, Handler, Middleware, Reply, context
-from micro.client import Client, using
+from micro.client import Client, Stream, using
 from micro.contract import endpoint
 from micro.errors import (
     Aborted,
@@ -43,7 +43,7 @@ from micro.follow import Watch
 from micro.plugins import Plugins
 from micro.registry import Change, Endpoint, Node, Registry, Snapshot, Value
 from micro.service import Service
-from micro.transport import Transport
+from micro.transport import Limits, Transport
 from micro.url import URL
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "Handler",
     "Internal",
     "InvalidArgument",
+    "Limits",
     "MicroError",
     "Middleware",
     "Node",
@@ -82,6 +83,7 @@ __all__ = [
     "Service",
     "ServiceNotFound",
     "Snapshot",
+    "Stream",
     "TooLarge",
     "Transport",
     "Unauthenticated",

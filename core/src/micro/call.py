@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -30,31 +30,43 @@ from micro.errors import (
     UnsupportedContentType,
 )
 
-#: What a transport moves: an encoded message.
-Body: TypeAlias = bytes
+#: What a transport moves: one encoded message, or a stream of them.
+Body: TypeAlias = bytes | AsyncIterator[bytes]
+#: Which sides of a call are streams: neither, the server's, the client's, or both.
+Kind: TypeAlias = Literal["unary", "server", "client", "bidi"]
 
 
-class Call(msgspec.Struct, kw_only=True):
+class Call(msgspec.Struct, kw_only=True, gc=False):  # it holds nothing that could hold it
     """One request as it travels.
 
     ``endpoint`` is ``Handler.Method``; ``metadata`` has lower-case names; ``deadline`` is a moment
-    of ``time.monotonic()``. ``id`` and ``peer`` (the caller's address) are known on the server.
+    of ``time.monotonic()``; with ``idempotent`` it may be executed twice without harm. ``id`` and
+    ``peer`` (the caller's address) are known on the server; ``reply_metadata`` is what its handler
+    wants to go with the reply. On a client ``address`` is the node's, where its caller chose it.
     """
 
     service: str
     endpoint: str
+    kind: Kind = "unary"
     content_type: str = "application/json"
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     deadline: float | None = None
+    idempotent: bool = False
     id: str = ""
     peer: str = ""
+    address: str = ""
+    reply_metadata: dict[str, str] | None = None
 
 
 class Reply(msgspec.Struct, kw_only=True):
-    """The answer to a call."""
+    """The answer to a call.
+
+    ``trailer`` is metadata that follows a stream: it is complete when the body has ended.
+    """
 
     body: Body
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    trailer: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 #: Answers a call, or raises a MicroError.
@@ -86,9 +98,11 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     reply_metadata: dict[str, str]
 
 
-_current: ContextVar[Context] = ContextVar("micro.context")
+_current: ContextVar[Call] = ContextVar("micro.call")
 #: What a call made inside a handler takes over from the handler's own; never credentials.
 INHERITED = ("traceparent", "baggage")
+#: Make a call the current one of this task.
+enter = _current.set
 
 
 def context() -> Context:
@@ -97,30 +111,25 @@ def context() -> Context:
     Raises:
         LookupError: outside of a handler.
     """
-    try:
-        return _current.get()
-    except LookupError:
-        raise LookupError("micro.context() is for code that runs inside a handler") from None
-
-
-def current() -> Context | None:
-    """As ``context()``, but None outside of a handler."""
-    return _current.get(None)
-
-
-def enter(call: Call) -> Context:
-    """Make ``call`` the current one of this task."""
-    entered = Context(
+    call = _current.get(None)
+    if call is None:
+        raise LookupError("micro.context() is for code that runs inside a handler")
+    if call.reply_metadata is None:
+        call.reply_metadata = {}
+    return Context(
         id=call.id,
         peer=call.peer,
         service=call.service,
         endpoint=call.endpoint,
         metadata=call.metadata,
         deadline=call.deadline,
-        reply_metadata={},
+        reply_metadata=call.reply_metadata,
     )
-    _current.set(entered)
-    return entered
+
+
+def current() -> Call | None:
+    """The call that is being handled; None outside of a handler."""
+    return _current.get(None)
 
 
 # -- metadata ----------------------------------------------------------------------------------

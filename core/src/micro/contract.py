@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, Protocol, TypeVar, get_origin, get_type_hints, is_typeddict
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
+from types import NoneType
+from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from micro._messages import describe, is_message, unusable
+from micro.call import Kind
 from micro.codec import is_protobuf
 from micro.errors import ConfigError
-from micro.registry import Endpoint, Value
+from micro.registry import Endpoint
 
 T = TypeVar("T", bound=Callable[..., Any])
 
 #: Handler.Method
 ENDPOINT = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
 _NOT_CONTRACT = (object, Protocol, Generic)
-#: How deep the fields of messages are described, as in Go Micro.
-_DEPTH = 3
-_INNER = ("item_type", "key_type", "value_type")
+#: By whether the request is a stream, and whether the response is.
+_KINDS: dict[tuple[bool, bool], Kind] = {
+    (False, False): "unary",
+    (False, True): "server",
+    (True, False): "client",
+    (True, True): "bidi",
+}
+#: How a stream is written as a parameter, and as what is returned.
+_TAKEN = (AsyncIterator, AsyncIterable)
+_GIVEN = (*_TAKEN, AsyncGenerator)
+_NONE = (None, NoneType)
 
 
 def content_type_of(shape: Any) -> str:
@@ -33,17 +44,33 @@ def content_type_of(shape: Any) -> str:
     return "application/protobuf" if is_protobuf(shape) else "application/json"
 
 
-def endpoint(*, name: str) -> Callable[[T], T]:
-    """Give a method an endpoint name of its own: ``@micro.endpoint(name="Greeter.GetURL")``.
+class _Marks(msgspec.Struct, frozen=True):
+    """What ``endpoint`` says of a method."""
+
+    name: str | None = None
+    idempotent: bool = False
+    timeout: float | None = None
+
+
+def endpoint(
+    name: str | None = None, *, idempotent: bool = False, timeout: float | None = None
+) -> Callable[[T], T]:
+    """Say more of a method: ``@micro.endpoint(name="Greeter.GetURL", timeout=2)``.
+
+    ``name`` is the endpoint's; ``timeout``, in seconds, is what its calls have when they say
+    nothing; an ``idempotent`` one may be executed twice without harm.
 
     Raises:
-        ConfigError: the name is not ``Handler.Method``.
+        ConfigError: the name is not ``Handler.Method``, or the timeout is not more than 0.
     """
-    if not ENDPOINT.fullmatch(name):
+    if name is not None and not ENDPOINT.fullmatch(str(name)):
         raise ConfigError(f"endpoint name {name!r}: write Handler.Method, with one dot")
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise ConfigError(f"endpoint timeout {timeout!r}: write seconds, more than 0")
+    marks = _Marks(name, idempotent, timeout)
 
     def mark(function: T) -> T:
-        function.__micro_endpoint__ = name  # type: ignore[attr-defined]
+        function.__micro_endpoint__ = marks  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -52,31 +79,43 @@ def endpoint(*, name: str) -> Callable[[T], T]:
 class Method(msgspec.Struct, frozen=True, kw_only=True):
     """One method as an endpoint.
 
-    ``request`` is the type of its message: that of its one message parameter, or a Struct of all
-    its parameters, whose names are then in ``fields``.
+    ``request`` and ``response`` are the types of its messages, of a stream those of each. A request
+    is the one message parameter, or a Struct of all parameters, whose names are then in ``fields``.
+    The first ``places`` parameters may be given without their names. ``is_async`` is False for a
+    plain function, which needs a thread.
     """
 
     attribute: str
     endpoint: str
+    kind: Kind
     signature: inspect.Signature
     request: Any
     fields: tuple[str, ...] | None
+    places: int
     response: Any
     is_async: bool
+    idempotent: bool
+    timeout: float | None
     doc: str
 
     def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The request message of a call with these arguments.
+        """The request of a call with these arguments: its message, or the stream of messages.
 
         Raises:
             TypeError: they do not fit the method.
         """
-        if self.fields is None and len(args) == 1 and not kwargs:
-            return args[0]
-        bound = self.signature.bind(*args, **kwargs)
-        if self.fields is None:
-            return next(iter(bound.arguments.values()))
-        return bound.arguments
+        if self.fields is not None:
+            count = len(args)
+            if count <= self.places and kwargs.keys() == set(self.fields[count:]):
+                return {**dict(zip(self.fields, args, strict=False)), **kwargs}
+            return self.signature.bind(*args, **kwargs).arguments
+        if len(args) == 1 and not kwargs:
+            request = args[0]
+        else:
+            bound = self.signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            (request,) = bound.arguments.values()
+        return aiter(request) if self.kind in ("client", "bidi") else request
 
     @property
     def content_type(self) -> str:
@@ -84,12 +123,17 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
         return content_type_of(self.request)
 
     def describe(self) -> Endpoint:
-        """What the registry tells of it."""
+        """What the registry tells of it; a stream is marked as Go Micro marks it."""
+        metadata = {
+            "description": self.doc,
+            "stream": "" if self.kind == "unary" else "true",
+            "idempotent": "true" if self.idempotent else "",
+        }
         return Endpoint(
             name=self.endpoint,
-            request=_describe(self.request),
-            response=_describe(self.response),
-            metadata={"description": self.doc} if self.doc else {},
+            request=describe(self.request),
+            response=describe(self.response),
+            metadata={name: value for name, value in metadata.items() if value},
         )
 
 
@@ -104,10 +148,8 @@ def read_contract(contract: type, name: str | None) -> list[Method]:
     for attribute, value in _public(contract):
         if not inspect.isfunction(value):
             problems.append(f"{attribute} is public and no method; begin its name with _")
-        elif not inspect.iscoroutinefunction(value) and not _streams(value):
-            problems.append(f"{attribute} is public and no RPC: write async def, or _{attribute}")
         else:
-            methods += _method(attribute, value, name or contract.__name__, problems)
+            methods += _method(attribute, value, name or contract.__name__, problems, called=True)
     return _checked(methods, problems, f"contract {contract.__qualname__}")
 
 
@@ -119,9 +161,10 @@ def read_handler(handler: object, name: str | None) -> list[Method]:
     """
     problems: list[str] = []
     methods: list[Method] = []
+    owner = name or type(handler).__name__
     for attribute, value in _public(type(handler)):
         if inspect.isfunction(value):
-            methods += _method(attribute, value, name or type(handler).__name__, problems)
+            methods += _method(attribute, value, owner, problems, called=False)
     return _checked(methods, problems, f"handler {type(handler).__qualname__}")
 
 
@@ -144,59 +187,87 @@ def _public(contract: type) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in found.items() if not name.startswith("_")]
 
 
+class _Problems(Exception):
+    """Why a method cannot be an endpoint: one text or several."""
+
+
 def _method(
-    where: str, function: Callable[..., Any], owner: str, problems: list[str]
+    where: str, function: Callable[..., Any], owner: str, problems: list[str], *, called: bool
 ) -> list[Method]:
-    """The method as an endpoint; nothing, and the problems told, when it cannot be one."""
-    before = len(problems)
+    """The method as an endpoint; nothing, and the problems told, when it cannot be one.
+
+    ``called`` says that a client reads it.
+    """
+    try:
+        return [_read(where, function, owner, called=called)]
+    except _Problems as exc:
+        problems += [f"{where}: {problem}" for problem in exc.args]
+        return []
+
+
+def _read(where: str, function: Callable[..., Any], owner: str, *, called: bool) -> Method:
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())[1:]
+    hints = _hints(function, parameters)
+    request, fields = _request(where, parameters, hints)
+    response = hints["return"]
+    kind = _KINDS[_is_stream(request), _is_stream(response)]
+    request, response = _item(request), _item(response)
+    _refuse([*_misformed(where, function, kind, called=called), *_unfit(request, response)])
+    marks = getattr(function, "__micro_endpoint__", _Marks())
+    return Method(
+        attribute=where,
+        endpoint=marks.name or f"{owner}.{_camel(where)}",
+        kind=kind,
+        signature=signature.replace(parameters=parameters),
+        request=request,
+        fields=fields,
+        places=sum(one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters),
+        response=response,
+        is_async=kind in ("server", "bidi") or inspect.iscoroutinefunction(function),
+        idempotent=marks.idempotent,
+        timeout=marks.timeout,
+        doc=(inspect.getdoc(function) or "").partition("\n")[0],
+    )
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise _Problems(*problems)
+
+
+def _hints(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> dict[str, Any]:
+    """The annotations; each parameter and the result have one that can be read."""
     try:
         hints = get_type_hints(function)
     except Exception as exc:  # whatever an annotation raises, the user must see it with the others
-        problems.append(f"{where}: an annotation cannot be resolved: {exc}")
-        return []
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())[1:]
-    for parameter in parameters:
-        _check_parameter(parameter, hints, where, problems)
+        raise _Problems(f"an annotation cannot be resolved: {exc}") from exc
+    problems = [text for parameter in parameters for text in _unnamed(parameter, hints)]
     if "return" not in hints:
-        problems.append(f"{where}: no return annotation; write -> Response, or -> None")
-    if len(problems) > before:
-        return []
-    try:
-        request, fields = _request(where, parameters, hints)
-    except (TypeError, ValueError) as exc:
-        problems.append(f"{where}: its parameters make no message: {exc}")
-        return []
-    response = hints["return"]
-    for shape in (request, response):
-        problems += [f"{where}: {problem}" for problem in _unusable(shape)]
-    if (request is bytes) != (response is bytes):
-        problems.append(f"{where}: bytes travel both ways or not at all")
-    if is_protobuf(request) and not (is_protobuf(response) or response is type(None)):
-        problems.append(f"{where}: a protobuf request needs a protobuf response, or None")
-    return [
-        Method(
-            attribute=where,
-            endpoint=getattr(function, "__micro_endpoint__", f"{owner}.{_camel(where)}"),
-            signature=signature.replace(parameters=parameters),
-            request=request,
-            fields=fields,
-            response=response,
-            is_async=inspect.iscoroutinefunction(function),
-            doc=(inspect.getdoc(function) or "").partition("\n")[0],
-        )
-    ]
+        problems.append("no return annotation; write -> Response, or -> None")
+    for name, shape in hints.items():
+        problems += _miswritten(shape, _GIVEN if name == "return" else _TAKEN)
+    _refuse(problems)
+    return hints
 
 
-def _check_parameter(
-    parameter: inspect.Parameter, hints: dict[str, Any], where: str, problems: list[str]
-) -> None:
+def _unnamed(parameter: inspect.Parameter, hints: dict[str, Any]) -> Iterator[str]:
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-        problems.append(f"{where}: {parameter} has no fixed fields; name each parameter")
+        yield f"{parameter} has no fixed fields; name each parameter"
     elif parameter.kind is parameter.POSITIONAL_ONLY:
-        problems.append(f"{where}: {parameter.name} is positional-only; fields have names")
+        yield f"{parameter.name} is positional-only; fields have names"
     elif parameter.name not in hints:
-        problems.append(f"{where}: parameter {parameter.name!r} has no annotation")
+        yield f"parameter {parameter.name!r} has no annotation"
+
+
+def _miswritten(shape: Any, forms: tuple[type, ...]) -> Iterator[str]:
+    if not _is_stream(shape):
+        return
+    # What a generator could be sent has no way to it over a wire.
+    item, *sent = get_args(shape) or (None,)
+    if get_origin(shape) not in forms or item in _NONE or any(one not in _NONE for one in sent):
+        written = inspect.formatannotation(shape)
+        yield f"a stream is written AsyncIterator[Message], not {written}"
 
 
 def _request(
@@ -204,120 +275,58 @@ def _request(
 ) -> tuple[Any, tuple[str, ...] | None]:
     """The type of the request and, when it is made of all parameters, their names."""
     shapes = [hints[parameter.name] for parameter in parameters]
-    if len(shapes) == 1 and (_is_message(shapes[0]) or _is_stream(shapes[0])):
+    if len(shapes) == 1 and (is_message(shapes[0]) or _is_stream(shapes[0])):
         return shapes[0], None
+    if any(map(_is_stream, shapes)):
+        raise _Problems("a stream is the only parameter; the rest goes into its first message")
     fields = [
         (parameter.name, hints[parameter.name])
         if parameter.default is parameter.empty
         else (parameter.name, hints[parameter.name], parameter.default)
         for parameter in parameters
     ]
-    struct = msgspec.defstruct(_camel(where) + "Request", fields, kw_only=True)
+    try:
+        struct = msgspec.defstruct(_camel(where) + "Request", fields, kw_only=True)
+    except (TypeError, ValueError) as exc:
+        raise _Problems(f"its parameters make no message: {exc}") from exc
     return struct, tuple(parameter.name for parameter in parameters)
 
 
-def _is_message(shape: Any) -> bool:
-    if shape is bytes or is_protobuf(shape):
-        return True
-    struct = isinstance(shape, type) and issubclass(shape, msgspec.Struct)
-    return struct or hasattr(shape, "__dataclass_fields__") or is_typeddict(shape)
+def _item(shape: Any) -> Any:
+    """The type of one message."""
+    return get_args(shape)[0] if _is_stream(shape) else shape
 
 
 def _is_stream(shape: Any) -> bool:
     origin = get_origin(shape) or shape
-    return isinstance(origin, type) and issubclass(origin, AsyncIterator)
+    return isinstance(origin, type) and issubclass(origin, AsyncIterable) and not is_message(shape)
 
 
-def _streams(function: Callable[..., Any]) -> bool:
-    return "AsyncIterator" in str(function.__annotations__.get("return", ""))
+def _misformed(
+    where: str, function: Callable[..., Any], kind: Kind, *, called: bool
+) -> Iterator[str]:
+    """What of the function does not go with its kind of call."""
+    is_awaited = inspect.iscoroutinefunction(function)
+    if kind in ("server", "bidi"):
+        if is_awaited:
+            yield "it gives its stream only when it is awaited; write def, or async def with yield"
+    elif inspect.isasyncgenfunction(function):
+        yield "it yields; write -> AsyncIterator[Message]"
+    elif not is_awaited and called:
+        yield f"no RPC; write async def, or -> AsyncIterator[Message], or name it _{where}"
+    elif not is_awaited and kind == "client":
+        yield "a stream is read by an async def"
 
 
-def _unusable(shape: Any) -> list[str]:
-    """Why no message can have this type."""
-    if _is_stream(shape):
-        return ["streams (AsyncIterator) are not supported yet by this version"]
-    from msgspec.inspect import type_info
-
-    try:
-        told = type_info(shape)
-    except TypeError as exc:
-        return [str(exc)]
-    hint = "use a dataclass, a msgspec.Struct, a TypedDict or plain parameters"
-    return [f"{name} is no message type; {hint}" for name in sorted(_custom(told, set()))]
-
-
-def _custom(told: Any, seen: set[int]) -> set[str]:
-    """The names of all types, however deep inside, that no message can hold."""
-    if id(told) in seen:
-        return set()
-    seen.add(id(told))
-    if type(told).__name__ == "CustomType":
-        return set() if is_protobuf(told.cls) else {told.cls.__qualname__}
-    inner = [field.type for field in getattr(told, "fields", ())]
-    inner += [getattr(told, name) for name in _INNER if hasattr(told, name)]
-    for name in ("types", "item_types"):
-        inner += getattr(told, name, ())
-    return set().union(*(_custom(one, seen) for one in inner))
+def _unfit(request: Any, response: Any) -> Iterator[str]:
+    """Why messages of these types cannot travel, one way each."""
+    yield from unusable(request)
+    yield from unusable(response)
+    if (request is bytes) != (response is bytes):
+        yield "bytes travel both ways or not at all"
+    if is_protobuf(request) and not (is_protobuf(response) or response is NoneType):
+        yield "a protobuf request needs a protobuf response, or None"
 
 
 def _camel(name: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
-
-
-# -- what the registry tells -------------------------------------------------------------------
-
-_GO_TYPES = {
-    "AnyType": "any",
-    "NoneType": "nil",
-    "BoolType": "bool",
-    "IntType": "int64",
-    "FloatType": "float64",
-    "StrType": "string",
-    "BytesType": "bytes",
-}
-
-
-def _describe(shape: Any) -> Value:
-    from msgspec.inspect import type_info
-
-    told = type_info(shape)
-    name = _type_name(told)
-    return Value(name=name, type=name, values=_fields(told, _DEPTH))
-
-
-def _fields(told: Any, depth: int) -> tuple[Value, ...]:
-    inner = _inner(told)
-    if not depth:
-        return ()
-    return tuple(
-        Value(
-            name=field.encode_name,
-            type=_type_name(field.type),
-            values=_fields(field.type, depth - 1),
-        )
-        for field in getattr(inner, "fields", ())
-    )
-
-
-def _inner(told: Any) -> Any:
-    """The one type inside of a list or of an optional."""
-    if hasattr(told, "item_type"):
-        return _inner(told.item_type)
-    if type(told).__name__ == "UnionType":
-        rest = [kind for kind in told.types if type(kind).__name__ != "NoneType"]
-        return _inner(rest[0]) if len(rest) == 1 else told
-    return told
-
-
-def _type_name(told: Any) -> str:
-    kind = type(told).__name__
-    if hasattr(told, "item_type"):
-        return f"[]{_type_name(told.item_type)}"
-    if kind == "UnionType":
-        rest = [one for one in told.types if type(one).__name__ != "NoneType"]
-        return "|".join(_type_name(one) for one in rest)
-    if kind == "DictType":
-        return f"map[{_type_name(told.key_type)}]{_type_name(told.value_type)}"
-    if hasattr(told, "cls"):
-        return str(told.cls.__name__)
-    return _GO_TYPES.get(kind, kind.removesuffix("Type").lower())

@@ -30,6 +30,7 @@ _BUILT_IN: dict[tuple[Kind, str], str] = {
     (Registry, "mdns"): "micro.backends.mdns:MDNSRegistry",
     (Transport, "memory"): "micro.backends.memory:MemoryTransport",
     (Transport, "http"): "micro.backends.http:HTTPTransport",
+    (Transport, "tcp"): "micro.backends.tcp:TCPTransport",
 }
 #: What plugins of this repository offer, for those who have not installed them.
 _KNOWN: dict[tuple[Kind, str], str] = {(Registry, "etcd"): "micro-plugin-etcd"}

@@ -39,7 +39,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """One running process of a service.
 
-    ``id`` is one label of ``[A-Za-z0-9_-]``, 46 at most; ``address`` is ``host:port``.
+    ``id`` is one label of ``[A-Za-z0-9_-]``, 46 at most; ``address`` is ``host:port``, or
+    ``unix:/path`` of a socket in the file system.
     ``metadata`` is the node's, ``service_metadata`` that of the whole service.
     """
 
@@ -197,6 +198,8 @@ def check_node(node: Node) -> Node:
     check_service(node.service)
     if not _LABEL.fullmatch(node.id) or len(node.id) > 46:
         raise InvalidArgument(f"node id {node.id[:80]!r}: write 1 to 46 of A-Z a-z 0-9 _ -")
+    if node.address.startswith("unix:/"):
+        return node
     host, _, port = node.address.rpartition(":")
     if not host or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
         raise InvalidArgument(f"node address {node.address[:80]!r}: write host:port")

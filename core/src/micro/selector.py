@@ -7,15 +7,34 @@ from typing import TypeAlias
 
 from micro.registry import Node
 
-#: Gives one of at least one node; made once for each service that is called.
-Strategy: TypeAlias = Callable[[Sequence[Node]], Node]
+
+class Candidate:
+    """A node that can be called; ``outstanding`` counts this client's calls that run on it."""
+
+    __slots__ = ("node", "outstanding")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.outstanding = 0
 
 
-def at_random() -> Strategy:
-    """Each node is as likely; the cost does not grow with their number."""
+#: Gives one of at least one candidate; made once for each service that is called.
+Strategy: TypeAlias = Callable[[Sequence[Candidate]], Candidate]
+
+
+def least_busy_of_two() -> Strategy:
+    """Of two by chance the one with fewer calls; the cost does not grow with their number.
+
+    Source: M. Mitzenmacher, The Power of Two Choices in Randomized Load Balancing, 1996.
+    """
     from random import random
 
-    def choose(nodes: Sequence[Node]) -> Node:
-        return nodes[int(random() * len(nodes))]
+    def choose(candidates: Sequence[Candidate]) -> Candidate:
+        count = len(candidates)
+        if count == 1:
+            return candidates[0]
+        first = candidates[int(random() * count)]
+        second = candidates[int(random() * count)]
+        return second if second.outstanding < first.outstanding else first
 
     return choose

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from micro.call import (
     Body,
@@ -23,6 +24,7 @@ from micro.call import (
 )
 from micro.codec import Codec, codec_for
 from micro.contract import Method, read_handler
+from micro.deadline import Deadlines, Limit
 from micro.errors import (
     Closed,
     ConfigError,
@@ -35,14 +37,19 @@ from micro.errors import (
     Unavailable,
 )
 from micro.registry import Endpoint
+from micro.stats import Stats
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+
+    from micro.debug import Debug
 
 _log = logging.getLogger("micro.server")
 
 #: Threads for handlers that are plain functions.
 _THREADS = 32
+#: Errors of this process, which never leave it.
+_LOCAL = (ConfigError, Closed, Gap)
 
 
 class Server:
@@ -55,6 +62,9 @@ class Server:
         self.name = name
         self.ready = False
         self._endpoints: dict[str, _Endpoint] = {}
+        self._unknown = Stats()
+        self._deadlines = Deadlines()
+        self._debug: Debug | None = None
         self._threads: ThreadPoolExecutor | None = None
 
     def handle(self, handler: object, *, name: str | None = None) -> None:
@@ -78,14 +88,48 @@ class Server:
         """What the registry tells of it, by name."""
         return tuple(self._endpoints[name].method.describe() for name in sorted(self._endpoints))
 
+    def stats(self) -> dict[str, Stats]:
+        """What the calls of each endpoint were, by its name."""
+        return {name: endpoint.stats for name, endpoint in self._endpoints.items()}
+
     def handler(self, middleware: Iterable[Middleware]) -> Handler:
         """The whole server as one handler; made once, at start."""
-        inner = compose(middleware, self._dispatch)
+        endpoints = {**self._built_in(), **self._endpoints}
+        unknown, deadlines, clock = self._unknown, self._deadlines, time.monotonic
+
+        def dispatch(call: Call, body: Body) -> Awaitable[Reply]:
+            endpoint = endpoints.get(call.endpoint)
+            if endpoint is None:
+                raise self._not_found(call.endpoint)
+            return endpoint.run(call, body)
+
+        inner = compose(middleware, dispatch)
 
         async def answer(call: Call, body: Body) -> Reply:
-            if call.endpoint.startswith("/"):
+            endpoint = endpoints.get(call.endpoint)
+            if endpoint is not None:
+                call.kind = endpoint.method.kind
+                stats = endpoint.stats
+            elif call.endpoint.startswith("/"):
                 return self._health(call.endpoint)
-            return await self._answer(inner, call, body)
+            else:
+                stats = unknown
+            stats.running += 1
+            began = clock()
+            limit = Limit(deadlines, math.inf if call.deadline is None else call.deadline)
+            enter(call)
+            try:
+                with limit:
+                    reply = await inner(call, body) if began < limit.when else _expired(call)
+                if call.reply_metadata:
+                    reply.metadata |= checked_metadata(call.reply_metadata)
+                return reply
+            except Exception as exc:  # what a handler raises must not leak to the caller
+                stats.errors += 1
+                raise self._told(call, exc, late=limit.expired) from None
+            finally:
+                stats.running -= 1
+                stats.add(clock() - began)
 
         return answer
 
@@ -100,50 +144,32 @@ class Server:
 
     def close(self) -> None:
         """Give the threads back; a function that still runs in one is not waited for."""
+        self._deadlines.close()
+        if self._debug is not None:
+            self._debug.__exit__()
+            self._debug = None
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
 
-    async def _answer(self, inner: Handler, call: Call, body: Body) -> Reply:
-        context = enter(call)
-        try:
-            reply = await self._in_time(inner, call, body)
-            if context.reply_metadata:
-                reply.metadata |= checked_metadata(context.reply_metadata)
-            return reply
-        except (ConfigError, Closed, Gap) as exc:
-            raise self._hidden(call, exc) from None
-        except MicroError:
-            raise
-        except Exception as exc:  # what a handler raises must not leak to the caller
-            raise self._hidden(call, exc) from None
-
-    async def _in_time(self, inner: Handler, call: Call, body: Body) -> Reply:
-        if call.deadline is None:
-            return await inner(call, body)
-        left = call.deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded(f"{call.endpoint}: expired before it was executed", sent=False)
-        timer = asyncio.timeout(left)
-        try:
-            async with timer:
-                return await inner(call, body)
-        except TimeoutError:
-            if not timer.expired():
-                raise
-            raise DeadlineExceeded(f"{call.endpoint}: not done within its deadline") from None
-
-    def _hidden(self, call: Call, exc: Exception) -> Internal:
-        """An error that tells nothing but the id under which the log has it."""
+    def _told(self, call: Call, exc: Exception, *, late: bool = False) -> MicroError:
+        """The error that a caller gets: one that is not for him tells only where the log has it."""
+        if late and isinstance(exc, TimeoutError):
+            return DeadlineExceeded(f"{call.endpoint}: not done within its deadline")
+        if isinstance(exc, MicroError) and not isinstance(exc, _LOCAL):
+            return exc
         incident = os.urandom(4).hex()
         _log.error("%s failed, incident %s", call.endpoint, incident, exc_info=exc)
         return Internal(f"internal error; the service's log has it as incident {incident}")
 
-    async def _dispatch(self, call: Call, body: Body) -> Reply:
-        endpoint = self._endpoints.get(call.endpoint)
-        if endpoint is None:
-            raise self._not_found(call.endpoint)
-        return await endpoint.run(call, body)
+    def _built_in(self) -> dict[str, _Endpoint]:
+        """What every server answers; a handler of the program's with the same name stands first."""
+        from micro.debug import Debug
+
+        debug = self._debug = Debug(self.stats)
+        debug.__enter__()
+        methods = read_handler(debug, None)
+        return {method.endpoint: _Endpoint(self, debug, method) for method in methods}
 
     def _not_found(self, name: str) -> EndpointNotFound:
         from difflib import get_close_matches
@@ -169,25 +195,101 @@ class _Endpoint:
     def __init__(self, server: Server, handler: object, method: Method) -> None:
         self.method = method
         self.owner = f"{type(handler).__qualname__}.{method.attribute}"
+        self.stats = Stats()
+        self._server = server
         self._forms: dict[str, tuple[Codec, Callable[[bytes], Any]]] = {}
         self._form(method.content_type)  # the usual one is ready before the first call
         function = getattr(handler, method.attribute)
-        self._function: Callable[..., Awaitable[Any]] = (
-            function if method.is_async else _threaded(server, function)
+        streams = method.kind in ("server", "bidi")
+        self._function: Callable[..., Any] = (
+            function if method.is_async or streams else _threaded(server, function)
         )
+        kinds: dict[str, Handler] = {
+            "unary": self._unary,
+            "client": self._client_stream,
+            "server": self._server_stream,
+            "bidi": self._both_stream,
+        }
+        #: Decodes, calls the method, encodes.
+        self.run: Handler = kinds[method.kind]
 
-    async def run(self, call: Call, body: Body) -> Reply:
+    async def _unary(self, call: Call, body: Body) -> Reply:
         codec, decode = self._forms.get(call.content_type) or self._form(call.content_type)
-        request = decode(body)
+        request = decode(body if isinstance(body, bytes) else await self._only(body))
         fields = self.method.fields
-        if fields is None:
-            result = await self._function(request)
-        else:
-            result = await self._function(**{field: getattr(request, field) for field in fields})
+        try:
+            if fields is None:
+                result = await self._function(request)
+            else:
+                given = {field: getattr(request, field) for field in fields}
+                result = await self._function(**given)
+        except MicroError as exc:
+            raise _executed(exc) from None
         try:
             return Reply(body=codec.encode(result))
         except InvalidArgument as exc:
-            raise TypeError(f"{self.owner} returned what cannot be sent: {exc}") from exc
+            raise self._unsendable(exc) from exc
+
+    async def _client_stream(self, call: Call, body: Body) -> Reply:
+        codec, decode = self._forms.get(call.content_type) or self._form(call.content_type)
+        requests = _decoded(self._streamed(body), decode)
+        try:
+            result = await self._function(requests)
+        except MicroError as exc:
+            raise _executed(exc) from None
+        try:
+            return Reply(body=codec.encode(result))
+        except InvalidArgument as exc:
+            raise self._unsendable(exc) from exc
+
+    async def _server_stream(self, call: Call, body: Body) -> Reply:
+        codec, decode = self._forms.get(call.content_type) or self._form(call.content_type)
+        request = decode(await self._only(self._streamed(body)))
+        fields = self.method.fields
+        if fields is None:
+            result = self._function(request)
+        else:
+            result = self._function(**{field: getattr(request, field) for field in fields})
+        return Reply(body=self._replies(call, codec, result))
+
+    async def _both_stream(self, call: Call, body: Body) -> Reply:
+        codec, decode = self._forms.get(call.content_type) or self._form(call.content_type)
+        result = self._function(_decoded(self._streamed(body), decode))
+        return Reply(body=self._replies(call, codec, result))
+
+    async def _replies(
+        self, call: Call, codec: Codec, messages: AsyncIterator[Any]
+    ) -> AsyncIterator[bytes]:
+        encode = codec.encode
+        self.stats.running += 1
+        try:
+            async for message in messages:
+                try:
+                    yield encode(message)
+                except InvalidArgument as exc:
+                    raise self._unsendable(exc) from exc
+        except Exception as exc:  # what a handler raises must not leak to the caller
+            self.stats.errors += 1
+            raise _executed(self._server._told(call, exc)) from None
+        finally:
+            self.stats.running -= 1
+            if isinstance(messages, AsyncGenerator):
+                await messages.aclose()
+
+    def _unsendable(self, exc: InvalidArgument) -> TypeError:
+        return TypeError(f"{self.owner} returned what cannot be sent: {exc}")
+
+    def _streamed(self, body: Body) -> AsyncIterator[bytes]:
+        if isinstance(body, bytes):
+            name, kind = self.method.endpoint, self.method.kind
+            raise InvalidArgument(f"{name} is a {kind} stream; call it as a stream", sent=False)
+        return body
+
+    async def _only(self, body: AsyncIterator[bytes]) -> bytes:
+        """The one message of a stream that has no more."""
+        async for message in body:
+            return message
+        raise InvalidArgument(f"{self.method.endpoint}: the stream ended without a request")
 
     def _form(self, content_type: str) -> tuple[Codec, Callable[[bytes], Any]]:
         """Codec and decoder; kept by the codec's own name, of which there are few."""
@@ -195,6 +297,23 @@ class _Endpoint:
         if codec.content_type not in self._forms:
             self._forms[codec.content_type] = (codec, codec.decoder(self.method.request))
         return self._forms[codec.content_type]
+
+
+async def _decoded(
+    body: AsyncIterator[bytes], decode: Callable[[bytes], Any]
+) -> AsyncIterator[Any]:
+    async for message in body:
+        yield decode(message)
+
+
+def _executed(error: MicroError) -> MicroError:
+    """An error of a handler; what another server did not execute, this one may have."""
+    error.sent = None
+    return error
+
+
+def _expired(call: Call) -> NoReturn:
+    raise DeadlineExceeded(f"{call.endpoint}: expired before it was executed", sent=False)
 
 
 def _threaded(server: Server, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:

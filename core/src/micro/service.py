@@ -7,26 +7,25 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self
 
-import msgspec
-
-from micro.backend import Backend
+from micro._running import Code, Running
 from micro.call import Middleware
 from micro.client import Client
 from micro.errors import Closed, ConfigError, MicroError
 from micro.plugins import Plugins
+from micro.port import SocketTransport, open_port
 from micro.registration import Registration
 from micro.registry import Node, Registry, check_node, check_service
+from micro.routes import TRANSPORTS
 from micro.server import Server
-from micro.transport import Limits, Listener, Transport
+from micro.transport import UNIX, Limits, Listener, Transport
 
 if TYPE_CHECKING:
     from micro.settings import Settings
 
 _log = logging.getLogger("micro.service")
 
-B = TypeVar("B", bound=Backend[Any])
 Lifespan = Callable[["Service"], AbstractAsyncContextManager[None]]
 
 #: Seconds that a stopping service still serves, at most, until its callers know that it goes.
@@ -39,7 +38,9 @@ class Service:
     """A named service: handlers that it serves, and a client for others.
 
     ``registry`` and ``transport`` are URLs, which the environment and flags override, or objects,
-    which nothing overrides. Times are in seconds. ``middleware`` wraps the calls that come in,
+    which nothing overrides; several transports, comma separated, share one port, and a client takes
+    the first of them that a node has too. ``limits`` hold for what comes in, as server and as
+    client. Times are in seconds. ``middleware`` wraps the calls that come in,
     ``client_middleware`` those that go out; the first is outermost. ``extensions`` are names of
     installed ones, which add to the service before it starts. ``lifespan(service)`` brackets the
     handlers: entered before the service is registered, left when its calls have ended.
@@ -62,6 +63,7 @@ class Service:
         register_ttl: float | None = None,
         register_interval: float | None = None,
         request_timeout: float | None = None,
+        limits: Limits | None = None,
         middleware: Iterable[Middleware] = (),
         client_middleware: Iterable[Middleware] = (),
         extensions: Iterable[str] = (),
@@ -69,7 +71,7 @@ class Service:
         plugins: Plugins | None = None,
     ) -> None:
         self.name: str = check_service(name)
-        self._given = _Code(
+        self._given = Code(
             registry=registry,
             transport=transport,
             version=version,
@@ -80,6 +82,7 @@ class Service:
             register_ttl=register_ttl,
             register_interval=register_interval,
             request_timeout=request_timeout,
+            limits=limits or Limits(),
         )
         self._middleware = list(middleware)
         self._extensions = tuple(extensions)
@@ -87,7 +90,7 @@ class Service:
         self._lifespan = lifespan
         self._plugins = plugins or Plugins()
         self._server = Server(name)
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._stack = AsyncExitStack()
         self.client: Final = Client(self._means, middleware=client_middleware)
         #: ``client.call``, which see.
@@ -141,7 +144,7 @@ class Service:
         if self._running is not None:
             raise ConfigError(f"{self.name}: the service is running already")
         self._configure(settings)
-        running = _Running(self.name, self._given, settings, self._plugins)
+        running = Running(self.name, self._given, settings, self._plugins)
         async with AsyncExitStack() as stack:
             self._running = running
             stack.callback(self._closed)
@@ -176,7 +179,7 @@ class Service:
                 self._plugins.configure(self, name, source=source)
                 self._configured.add(name)
 
-    def _means(self) -> _Running:
+    def _means(self) -> Running:
         if self._running is None:
             raise Closed(f"service {self.name!r} is not open; use it inside 'async with service'")
         return self._running
@@ -185,11 +188,13 @@ class Service:
         self._running = None
 
     @asynccontextmanager
-    async def _serving(self, running: _Running) -> AsyncIterator[None]:
-        registry, transport = await running.registry(), await running.transport()
-        listener = await self._listen(running, transport)
-        try:
-            node = self._node(running, listener.address, transport, registry)
+    async def _serving(self, running: Running) -> AsyncIterator[None]:
+        registry, transports = await running.registry(), await running.transports()
+        async with AsyncExitStack() as stack:
+            stack.callback(self._server.close)
+            listener = await self._listen(running, transports)
+            stack.push_async_callback(listener.aclose)
+            node = self._node(running, listener.address, transports, registry)
             registration = Registration(registry, node, running.register_ttl, running.interval)
             await registration.start()
             self._server.ready = True
@@ -200,9 +205,6 @@ class Service:
             finally:
                 self._server.ready = False
                 await self._leave(registration, listener, registry)
-        finally:
-            await listener.aclose()
-            self._server.close()
 
     async def _leave(
         self, registration: Registration, listener: Listener, registry: Registry
@@ -216,9 +218,10 @@ class Service:
         await asyncio.sleep(wait)
         await listener.drain(_GRACE)
 
-    async def _listen(self, running: _Running, transport: Transport) -> Listener:
+    async def _listen(self, running: Running, transports: Sequence[Transport]) -> Listener:
         given = running.address
-        if transport.features.multi_process and not _is_loopback(given.text):
+        crosses = any(transport.features.multi_process for transport in transports)
+        if crosses and not _is_local(given.text):
             if not running.insecure:
                 raise ConfigError(
                     f"{given.source}: server_address {given.text} can be reached from other "
@@ -226,21 +229,31 @@ class Service:
                     "--server_insecure (MICRO_SERVER_INSECURE=true)"
                 )
             _log.warning("%s: listening at %s without TLS, as asked", self.name, given.text)
+        handler = self._server.handler(self._middleware)
+        sharing = [one for one in transports if isinstance(one, SocketTransport)]
         try:
-            handler = self._server.handler(self._middleware)
-            return await transport.listen(given.text, handler, Limits())
+            if len(sharing) == len(transports):
+                return await open_port(given.text, sharing, handler, running.limits)
+            return await transports[0].listen(given.text, handler, running.limits)
         except MicroError as exc:
             raise ConfigError(f"{given.source}: server_address: {exc}") from exc
 
     def _node(
-        self, running: _Running, address: str, transport: Transport, registry: Registry
+        self,
+        running: Running,
+        address: str,
+        transports: Sequence[Transport],
+        registry: Registry,
     ) -> Node:
+        names = [transport.features.name for transport in transports]
         spoken = {
-            "transport": transport.features.name,
+            "transport": names[-1],
             "protocol": "mucp",
             "registry": registry.url.scheme,
             "server": "mucp",
         }
+        if len(names) > 1:
+            spoken[TRANSPORTS] = ",".join(names)
         node = Node(
             service=running.name.text,
             id=running.id.text,
@@ -256,96 +269,12 @@ class Service:
             raise ConfigError(f"{' or '.join(sorted(sources))}: {exc}") from exc
 
 
-class _Code(msgspec.Struct, frozen=True, kw_only=True):
-    """What the program gave to Service; None where it said nothing."""
-
-    registry: Any
-    transport: Any
-    version: str | None
-    id: str | None
-    address: str | None
-    advertise: str | None
-    metadata: Mapping[str, str]
-    register_ttl: float | None
-    register_interval: float | None
-    request_timeout: float | None
-
-
-class _Running:
-    """One run of a service: its settings, resolved, and its backends, opened when asked for."""
-
-    def __init__(self, name: str, code: _Code, settings: Settings, plugins: Plugins) -> None:
-        self.name = settings.text("server_name", name)
-        self.version = settings.text("server_version", code.version, "latest")
-        self.id = settings.text("server_id", code.id, _new_id())
-        self.address = settings.text("server_address", code.address, "127.0.0.1:0")
-        self.advertise = settings.text("server_advertise", code.advertise)
-        self.metadata = settings.pairs("server_metadata", code.metadata)
-        self.insecure = settings.switch("server_insecure")
-        self.register_ttl = settings.duration("register_ttl", code.register_ttl, 30.0)
-        third = self.register_ttl / 3
-        self.interval = settings.duration("register_interval", code.register_interval, third)
-        self.request_timeout = settings.duration(
-            "client_request_timeout", code.request_timeout, 5.0
-        )
-        if self.interval > self.register_ttl / 2:
-            raise ConfigError(
-                f"register_interval {self.interval:g} s is more than half of register_ttl "
-                f"{self.register_ttl:g} s; one lost heartbeat would lose the node"
-            )
-        self._code = code
-        self._connections = plugins.connections()
-        self._opening = asyncio.Lock()
-        self._open: list[Backend[Any]] = []
-        self._registry = _backend(Registry, code.registry, settings, plugins, "mdns")
-        self._transport = _backend(Transport, code.transport, settings, plugins, "http")
-
-    async def open_given(self) -> None:
-        """Open what the code names; the rest opens at first use."""
-        if self._code.registry is not None:
-            await self.registry()
-        if self._code.transport is not None:
-            await self.transport()
-
-    async def registry(self) -> Registry:
-        return await self._opened(self._registry)
-
-    async def transport(self) -> Transport:
-        return await self._opened(self._transport)
-
-    async def aclose(self) -> None:
-        while self._open:
-            await self._open.pop().aclose()
-        await self._connections.aclose()
-
-    async def _opened(self, backend: B) -> B:
-        if backend not in self._open:
-            async with self._opening:
-                if backend not in self._open:
-                    await backend.connect(self._connections)
-                    self._open.append(backend)
-        return backend
-
-
-def _backend(
-    kind: type[B], code: B | str | None, settings: Settings, plugins: Plugins, default: str
-) -> B:
-    if isinstance(code, kind):
-        return code
-    if code is not None and not isinstance(code, str):
-        raise ConfigError(f"code: {code!r} is no {kind.__name__}; give one, or a URL as text")
-    return plugins.create(kind, settings.url(kind.__name__.lower(), code, default))
-
-
-def _new_id() -> str:
-    import uuid
-
-    return str(uuid.uuid4())
-
-
-def _is_loopback(address: str) -> bool:
+def _is_local(address: str) -> bool:
+    """Whether nobody beyond this machine reaches it."""
     import ipaddress
 
+    if address.startswith(UNIX):
+        return True
     host = address.rpartition(":")[0].strip("[]")
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback

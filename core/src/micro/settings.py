@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from micro.errors import ConfigError
-from micro.url import URL, seconds, suggestion
+from micro.url import URL, seconds, size, suggestion
 
 _FALSE = ("0", "false", "no", "off", "")
 _TRUE = ("1", "true", "yes", "on")
@@ -34,7 +34,7 @@ SETTINGS = (
         "registry", "where services are found: mdns, memory, or scheme://host:port?option=value"
     ),
     Setting("registry_address", "hosts that stand for those of --registry, comma separated"),
-    Setting("transport", "how calls travel: http or memory"),
+    Setting("transport", "how calls travel: tcp, http (default both, on one port) or memory"),
     Setting("server_name", "the service's name"),
     Setting("server_version", "the service's version; default latest"),
     Setting("server_id", "this node's id; default a new uuid"),
@@ -45,6 +45,8 @@ SETTINGS = (
     Setting("register_ttl", "how long the registry keeps a silent node; default 30s"),
     Setting("register_interval", "how often to register again; default a third of the ttl"),
     Setting("client_request_timeout", "how long a call may take; default 5s"),
+    Setting("max_message_size", "the most that a message may have, as 16MiB; default 4MiB"),
+    Setting("tune_gc", "set the garbage collector for serving: true (default) or false"),
     Setting("extensions", "extensions to load, comma separated; may be repeated", is_repeated=True),
     Setting("log_level", "debug, info, warning or error; default info"),
 )
@@ -108,6 +110,28 @@ class Settings:
             return msgspec.structs.replace(url, hosts=hosts)
         return url
 
+    def urls(self, name: str, code: str | None, default: str) -> list[URL]:
+        """The URLs of backends of a kind that is used together; bare schemes, comma separated.
+
+        Raises:
+            ConfigError: one of them is not a URL.
+        """
+        given = self.text(name, code, default)
+        texts = [given.text] if "://" in given.text else given.text.split(",")
+        return [URL.parse(text.strip(), source=given.source) for text in texts]
+
+    def size(self, name: str, code: int) -> int:
+        """Bytes, more than 0; a text may have a unit, as ``16MiB``.
+
+        Raises:
+            ConfigError: not a size, or 0.
+        """
+        given = self.text(name, None)
+        value = size(given.text, f"{given.source}: {name}") if given.rank > 0 else code
+        if value <= 0:
+            raise ConfigError(f"{given.source}: {name}: {value} is not more than 0")
+        return value
+
     def duration(self, name: str, code: float | None, default: float) -> float:
         """Seconds, more than 0.
 
@@ -124,7 +148,7 @@ class Settings:
             raise ConfigError(f"{source}: {name}: {value:g} is not more than 0")
         return value
 
-    def switch(self, name: str) -> bool:
+    def switch(self, name: str, *, default: bool = False) -> bool:
         """Whether it is turned on.
 
         Raises:
@@ -133,7 +157,7 @@ class Settings:
         given = self.text(name, None)
         if given.text.lower() not in _TRUE + _FALSE:
             raise ConfigError(f"{given.source}: {name}: write true or false, not {given.text!r}")
-        return given.text.lower() in _TRUE
+        return given.text.lower() in _TRUE if given.text else default
 
     def pairs(self, name: str, code: Mapping[str, str]) -> dict[str, str]:
         """``key=value`` pairs, the stronger place last, so that it wins key by key.

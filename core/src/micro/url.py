@@ -16,6 +16,9 @@ _SHOWABLE = re.compile(r"[\w+.-]{0,40}")  # no secret: that stands behind a colo
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)?")
 
+_SIZE = re.compile(r"([0-9]{1,12})\s*(B|kB|KiB|MB|MiB|GB|GiB)?")
+_SIZES = {"B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
+
 
 def seconds(text: str, what: str) -> float:
     """The seconds that ``text`` means: ``5s``, ``1m``, ``250ms``, ``1h``, or a plain number.
@@ -26,6 +29,17 @@ def seconds(text: str, what: str) -> float:
     if match is None:
         raise ConfigError(f"{what}: {text!r} is not a duration; write 5s, 1m, 250ms or seconds")
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def size(text: str, what: str) -> int:
+    """The bytes that ``text`` means: ``16MiB``, ``64KiB``, ``1GiB``, ``500kB``, or a plain number.
+
+    ``what`` names the setting in the ConfigError that anything else gets.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{what}: {text!r} is not a size; write 16MiB, 64KiB or bytes")
+    return int(match[1]) * _SIZES[match[2] or "B"]
 
 
 def suggestion(word: str, known: tuple[str, ...]) -> str:

@@ -1,57 +1,107 @@
-"""The client's side of HTTP: the connections to one node."""
+"""The client's side of HTTP: the connections to one node, and the calls and streams on them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from contextlib import suppress
-from typing import cast
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
 
-import httptools
+from micro.backends._http_link import Connection, Link, StreamLink
+from micro.backends._http_wire import (
+    metadata_lines,
+    request_beginning,
+    request_bytes,
+    request_ending,
+)
+from micro.call import Call, Reply
+from micro.deadline import Alarm, Deadlines
+from micro.errors import Closed, DeadlineExceeded, TooLarge, Unavailable
+from micro.transport import Channel, Limits, split_address
 
-from micro.backends._http_wire import lower, reply_of, request_bytes
-from micro.call import Body, Call, Reply
-from micro.errors import Closed, Internal, MicroError, TooLarge, Unavailable
-from micro.transport import Channel, Limits
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
-#: What a client takes of a reply.
-_LIMITS = Limits()
+#: For how many endpoints the beginning of their requests is kept.
+_BEGINNINGS = 1024
+
+L = TypeVar("L", bound=Link)
 
 
 class HTTPChannel(Channel):
     """Connections to one node; each carries one call at a time, as Go's server needs it."""
 
     def __init__(
-        self, host: str, port: int, timeout: float, *, pool_size: int, pool_ttl: float
+        self,
+        address: str,
+        limits: Limits,
+        deadlines: Deadlines,
+        tls: SSLContext | None,
+        timeout: float,
+        *,
+        pool_size: int,
+        pool_ttl: float,
     ) -> None:
-        self._host = host
-        self._port = port
+        self._loop = asyncio.get_running_loop()
+        self._address = address
+        self._where = split_address(address)
+        self._host = address if self._where[1] >= 0 else "localhost"
+        self._limits = limits
+        self._deadlines = deadlines
+        self._tls = tls
         self._timeout = timeout
         self._pool_size = pool_size
         self._pool_ttl = pool_ttl
-        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._idle: deque[_Connection] = deque()
-        self._busy: set[_Connection] = set()
-        self._released = asyncio.Event()
+        self._beginnings: dict[tuple[str, str, str], bytes] = {}
+        self._number = 0
+        #: Those without a call, the one that was used last at the end; and all.
+        self._idle: deque[Connection] = deque()
+        self._links: set[Link] = set()
+        self._changed = asyncio.Event()
         self._closed = False
 
-    async def call(self, call: Call, body: Body) -> Reply:
-        if len(body) > _LIMITS.message:
-            text = f"the request has {len(body)} bytes, {_LIMITS.message} at most"
+    async def call(self, call: Call, body: bytes) -> Reply:
+        if len(body) > self._limits.message:
+            text = f"the request has {len(body)} bytes, {self._limits.message} at most"
             raise TooLarge(text, sent=False)
-        connection = self._reusable() or await self._connect()
-        self._busy.add(connection)
+        beginning = self._beginning(call)
+        connection = self._reusable() or await self._connect(self._new_connection)
+        connection.number = number = self._number
+        self._number = number + 1
+        waiter: asyncio.Future[Reply] = self._loop.create_future()
+        connection.waiter = waiter
+        if connection.is_go:
+            beginning += connection.apart()
+        ending = request_ending(call, number)
+        connection.transport.write(request_bytes(beginning, ending, body))
         try:
-            return await connection.call(request_bytes(call, body, self._address))
+            return await waiter
         finally:
-            self._busy.discard(connection)
-            self._released.set()
-            room = len(self._idle) < self._pool_size
-            if connection.reusable and room and not self._closed:
-                self._idle.append(connection)
-            else:  # cancelled or broken: what still comes must not answer the next call
-                connection.abort()
+            self._release(connection)
+
+    @asynccontextmanager
+    async def stream(self, call: Call, body: AsyncIterator[bytes]) -> AsyncIterator[Reply]:
+        beginning = self._beginning(call)
+        link = await self._connect_in_time(call)
+        number = self._number
+        self._number = number + 1
+        beginning += b"Micro-Stream: %d\r\n" % number
+        link.open(beginning, request_ending(call, number))
+        alarm = None
+        if call.deadline is not None:
+            alarm = Alarm(call.deadline, lambda: link.broken(_late(call)))
+            self._deadlines.add(alarm)
+        sending = asyncio.create_task(link.send_all(body))
+        try:
+            yield Reply(body=link.inbox, metadata=link.metadata, trailer=link.trailer)
+        finally:
+            if alarm is not None:
+                self._deadlines.discard(alarm)
+            link.abort()
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
 
     async def aclose(self, *, grace: float = 0) -> None:
         self._closed = True
@@ -59,139 +109,93 @@ class HTTPChannel(Channel):
             self._idle.pop().abort()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while self._busy:
-                    self._released.clear()
-                    await self._released.wait()
-        for connection in tuple(self._busy):
-            connection.abort()
+                while self._links:
+                    self._changed.clear()
+                    await self._changed.wait()
+        for link in tuple(self._links):
+            link.abort()
 
-    def _reusable(self) -> _Connection | None:
+    def _beginning(self, call: Call) -> bytes:
+        """What the head of the call begins with, its metadata included."""
         if self._closed:
             raise Closed(f"channel to {self._address}: used after it was closed")
-        oldest = time.monotonic() - self._pool_ttl
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.reusable and connection.made > oldest:
+        key = (call.service, call.endpoint, call.content_type)
+        beginning = self._beginnings.get(key)
+        if beginning is None:
+            if len(self._beginnings) >= _BEGINNINGS:
+                self._beginnings.clear()
+            beginning = self._beginnings[key] = request_beginning(self._host, *key)
+        return beginning + metadata_lines(call.metadata) if call.metadata else beginning
+
+    def _reusable(self) -> Connection | None:
+        """An idle connection, if there is one that its server has not closed, nor soon will."""
+        idle = self._idle
+        if not idle:
+            return None
+        now = time.monotonic()
+        oldest = now - self._pool_ttl
+        if idle[0].used < oldest:
+            idle.popleft().abort()
+        while idle:
+            connection = idle.pop()
+            if connection.reusable and connection.used >= oldest:
+                connection.used = now
                 return connection
             connection.abort()
         return None
 
-    async def _connect(self) -> _Connection:
-        loop = asyncio.get_running_loop()
+    def _release(self, connection: Connection) -> None:
+        if (
+            connection.waiter is None
+            and connection.reusable
+            and not self._closed
+            and len(self._idle) < self._pool_size
+        ):
+            self._idle.append(connection)
+        else:  # cancelled or broken: what still comes must not answer the next call
+            connection.abort()
+
+    def _new_connection(self) -> Connection:
+        return Connection(self._address, self._limits, self._lost)
+
+    async def _connect_in_time(self, call: Call) -> StreamLink:
+        def make() -> StreamLink:
+            return StreamLink(self._address, self._limits, self._lost, call.kind)
+
+        if call.deadline is None:
+            return await self._connect(make)
+        try:
+            async with asyncio.timeout(max(call.deadline - time.monotonic(), 0.0)):
+                return await self._connect(make)
+        except TimeoutError as exc:
+            raise _late(call) from exc
+
+    async def _connect(self, make: Callable[[], L]) -> L:
+        host, port = self._where
         try:
             async with asyncio.timeout(self._timeout):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self._address), self._host, self._port
-                )
+                if port >= 0:
+                    _, link = await self._loop.create_connection(make, host, port, ssl=self._tls)
+                else:
+                    name = "localhost" if self._tls is not None else None
+                    _, link = await self._loop.create_unix_connection(
+                        make, host, ssl=self._tls, server_hostname=name
+                    )
         except (OSError, TimeoutError) as exc:
             why = getattr(exc, "strerror", None) or str(exc) or f"no answer in {self._timeout:g} s"
             raise Unavailable(f"{self._address}: {why}", sent=False) from exc
-        return connection
+        self._links.add(link)
+        if self._closed:
+            link.abort()
+            raise Closed(f"channel to {self._address}: closed while it connected")
+        return link
+
+    def _lost(self, link: Link) -> None:
+        self._links.discard(link)
+        if isinstance(link, Connection) and link in self._idle:
+            self._idle.remove(link)
+        self._changed.set()
 
 
-class _Connection(asyncio.Protocol):
-    """One connection to a server, with at most one call on it."""
-
-    def __init__(self, address: str) -> None:
-        self.made = time.monotonic()
-        self._address = address
-        self._parser = httptools.HttpResponseParser(self)
-        self._waiter: asyncio.Future[Reply] | None = None
-        self._keep_alive = True
-        self._reset()
-
-    @property
-    def reusable(self) -> bool:
-        return self._waiter is None and self._keep_alive and not self._transport.is_closing()
-
-    async def call(self, message: bytes) -> Reply:
-        self._waiter = asyncio.get_running_loop().create_future()
-        self._reset()
-        self._transport.write(message)
-        return await self._waiter
-
-    def abort(self) -> None:
-        self._keep_alive = False
-        self._waiter = None
-        self._transport.abort()
-
-    # asyncio calls these
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._keep_alive = False
-        if self._waiter is None:
-            return
-        if self._in_body and self._until_close:
-            self.on_message_complete()
-        else:
-            why = str(exc) if exc else "it closed the connection"
-            self._fail(Unavailable(f"{self._address}: no reply: {why}"))
-
-    def data_received(self, data: bytes) -> None:
-        if self._waiter is None:
-            self.abort()  # nobody asked: what it says must not become an answer
-            return
-        try:
-            self._parser.feed_data(data)
-        except MicroError as exc:
-            self._broken(exc)
-        except httptools.HttpParserCallbackError as exc:
-            cause = exc.__context__
-            self._broken(cause if isinstance(cause, MicroError) else Internal(str(cause)))
-        except httptools.HttpParserError as exc:
-            self._broken(Internal(f"{self._address}: the answer is not HTTP: {exc}"))
-
-    # httptools calls these
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._size += len(name) + len(value)
-        if self._size > _LIMITS.headers:
-            raise TooLarge(f"{self._address}: the headers of the reply are too large")
-        self._headers[lower(name)] = value.decode("utf-8", "replace")
-
-    def on_headers_complete(self) -> None:
-        self._status = self._parser.get_status_code()
-        self._in_body = True
-        self._until_close = not {"content-length", "transfer-encoding"} & self._headers.keys()
-
-    def on_body(self, body: bytes) -> None:
-        self._received += len(body)
-        if self._received > _LIMITS.message:
-            raise TooLarge(f"{self._address}: the reply is over {_LIMITS.message} bytes")
-        self._chunks.append(body)
-
-    def on_message_complete(self) -> None:
-        if self._status < 200:
-            self._reset()
-            return
-        self._keep_alive = self._keep_alive and self._parser.should_keep_alive()
-        waiter, self._waiter = self._waiter, None
-        if waiter is None or waiter.done():
-            self._keep_alive = False
-            return
-        said = reply_of(self._status, self._headers, b"".join(self._chunks))
-        if isinstance(said, MicroError):
-            waiter.set_exception(said)
-        else:
-            waiter.set_result(said)
-
-    def _reset(self) -> None:
-        self._status = 0
-        self._headers: dict[str, str] = {}
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._received = 0
-        self._in_body = False
-        self._until_close = False
-
-    def _broken(self, error: MicroError) -> None:
-        self._fail(error)
-        self.abort()
-
-    def _fail(self, error: MicroError) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
+def _late(call: Call) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{call.service} {call.endpoint}: the stream did not end in time")

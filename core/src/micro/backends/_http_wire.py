@@ -1,7 +1,7 @@
-"""HTTP messages, Go Micro's and plain: requests to calls, replies and errors to bytes.
+"""HTTP messages, Go Micro's and plain: requests to calls, replies and errors to bytes, and back.
 
-Nothing here does I/O. Source of Go's form: transport/http_transport.go and server/rpc_codec.go of
-Go Micro, and messages captured from its v2, v3, v4 and v5.
+Nothing here does I/O. Source of Go's form: transport/http_transport.go, server/rpc_codec.go and
+client/rpc_codec.go of Go Micro, and messages captured from its v2, v3, v4 and v5.
 """
 
 from __future__ import annotations
@@ -9,19 +9,26 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 
-from micro.call import Body, Call, Reply, decode_error, encode_error, reserved
+from micro.backends._http_head import Head, Refused, request_head, response_head
+from micro.backends._http_reader import Numbers
+from micro.call import Call, checked_metadata, decode_error, encode_error, reserved
 from micro.errors import (
+    Internal,
     InvalidArgument,
     MicroError,
     Unavailable,
     Unimplemented,
     UnsupportedContentType,
 )
+from micro.transport import Limits
 
 JSON = "application/json"
 #: What no Content-Type means to Go Micro.
 PROTOBUF = "application/protobuf"
+#: The error that is the end of a stream.
+EOS = "EOS"
 _FORM = "application/x-www-form-urlencoded"
 _PATH = re.compile(r"/([A-Za-z_]\w*)/([A-Za-z_]\w*)", re.ASCII)
 _PHRASES = {
@@ -43,207 +50,331 @@ _PHRASES = {
     501: "Not Implemented",
     503: "Service Unavailable",
 }
-#: The headers of a Go Micro request that its answer repeats, as Go writes them.
+#: The headers of a Go Micro request that its answer repeats, beside Micro-Id.
 _ECHOED = {
-    "micro-endpoint": "Micro-Endpoint",
-    "micro-id": "Micro-Id",
-    "micro-method": "Micro-Method",
-    "micro-service": "Micro-Service",
+    name.lower(): name
+    for name in ("Micro-Endpoint", "Micro-Method", "Micro-Service", "Micro-Stream")
 }
 _ENDPOINT = ("micro-endpoint", "x-micro-endpoint", "micro-method", "x-micro-method")
-#: Header names as clients write them, lowered once.
-_LOWER = {
-    name.encode(): name.lower()
-    for name in (
-        *_ECHOED.values(),
-        *("Host", "User-Agent", "Content-Length", "Content-Type", "Accept", "Timeout"),
-    )
-}
+_TOPIC = ("micro-topic", "x-micro-topic")
+#: What only Go Micro's requests have.
+_GO = frozenset((*_ENDPOINT, *_TOPIC, "micro-service", "x-micro-service", "micro-stream"))
+#: Reserved names that most messages have.
+_ALWAYS_RESERVED = frozenset(
+    {"accept", "content-length", "content-type", "host", "timeout", "micro-id", *_ECHOED}
+)
+_ODD = re.compile(r"[\x00-\x1f\x7f]")
+_CONTINUE = "100-continue"
+_CLOSE = b"Connection: close\r\n"
 #: Longest deadline that a caller can ask for, in seconds.
 _MAX_DEADLINE = 300.0
 
 
-def lower(name: bytes) -> str:
-    """A header's name, as metadata has it."""
-    return _LOWER.get(name) or name.decode("ascii").lower()
-
-
-class Refused(Exception):
-    """A request that ends with this status before any handler."""
-
-    def __init__(self, status: int, error: MicroError) -> None:
-        super().__init__(error.detail)
-        self.status = status
-        self.error = error
+# -- a server ----------------------------------------------------------------------------------
 
 
 class Request:
-    """A request as it comes in; then what its answer needs to know of it."""
+    """What a request's head asks for, and how it is answered; the same for all with that head.
 
-    __slots__ = ("body", "headers", "keep_alive", "method", "size", "url")
+    ``refusal`` is why it is no call. ``stream`` is the id of the stream that it belongs to, and
+    ``told`` the error, or the end, that its caller tells on it.
+    """
 
-    def __init__(self) -> None:
-        self.url = b""
-        self.method = ""
-        self.headers: dict[str, str] = {}
-        self.body: bytes | bytearray = b""
-        self.size = 0
-        self.keep_alive = True
+    __slots__ = (
+        "_answer",
+        "_connection",
+        "_content_type",
+        "_endpoint",
+        "_headless",
+        "_metadata",
+        "_plain_json",
+        "expects",
+        "is_go",
+        "keep_alive",
+        "length",
+        "numbers",
+        "refusal",
+        "service",
+        "stream",
+        "told",
+    )
 
-    @property
-    def is_go(self) -> bool:
-        """Whether it is one of Go Micro's: it has a header that only those have."""
-        headers = self.headers
-        return (
-            "micro-endpoint" in headers
-            or "micro-service" in headers
-            or any(name in headers for name in _ENDPOINT)
+    def __init__(self, head: Head) -> None:
+        headers = head.headers
+        number, timeout = headers.get("micro-id", ""), headers.get("timeout", "")
+        self.length = head.length
+        self.numbers: Numbers = (head.length, number.encode(), timeout.encode())
+        self.keep_alive = head.keep_alive
+        self.expects = head.version == "1.1" and headers.get("expect", "").lower() == _CONTINUE
+        self.is_go = not _GO.isdisjoint(headers)
+        self.service = headers.get("micro-service", "")
+        self.stream = headers.get("micro-stream")
+        self.told = headers.get("micro-error", "")
+        self.refusal: Refused | MicroError | None = None
+        self._endpoint, self._content_type = "", headers.get("content-type", JSON)
+        try:
+            _check_encoding(headers)
+            target = _go_target if self.is_go else _plain_target
+            self._endpoint, self._content_type = target(head)
+        except (Refused, MicroError) as exc:
+            self.refusal = exc
+        self._metadata = _metadata(headers)
+        self._headless = head.method == "HEAD"
+        self._plain_json = not self.is_go and self._content_type.startswith(JSON)
+        self._connection = _connection(head)
+        self._answer = _status_line(200, self._content_type) + _lines(
+            {_ECHOED[name]: headers[name] for name in _ECHOED if name in headers}
         )
 
+    def call(self, numbers: Numbers, peer: str) -> Call:
+        """The call that it is.
 
-# -- a server: requests to calls ---------------------------------------------------------------
+        Raises:
+            InvalidArgument: its Timeout is no number of nanoseconds.
+        """
+        _, number, timeout = numbers
+        return Call(
+            service=self.service,
+            endpoint=self._endpoint,
+            content_type=self._content_type,
+            metadata=self._metadata.copy(),
+            deadline=_deadline(timeout) if timeout else None,
+            id=number.decode(),
+            peer=peer,
+        )
+
+    def reply(
+        self, body: bytes, metadata: Mapping[str, str], number: bytes, *, last: bool = False
+    ) -> bytes:
+        """The response that carries a reply; ``last``: of its connection."""
+        lines = _CLOSE if last else self._connection
+        if metadata:
+            lines += _lines(metadata)
+        if self._plain_json:
+            body += b"\n"
+        head = _head(self._answer, lines, len(body), number)
+        return head if self._headless else head + body
+
+    def error(self, error: Refused | MicroError, number: bytes, *, last: bool = False) -> bytes:
+        """The response that tells of ``error``: to Go in a header, else as a status and JSON."""
+        inner = error.error if isinstance(error, Refused) else error
+        text = encode_error(inner, id=self.service)
+        lines = _CLOSE if last else self._connection
+        if self.is_go:
+            return _head(self._answer, lines + _told(text), 0, number)
+        body = text.encode() + b"\n"
+        head = _head(_status_line(error.status, JSON), lines, len(body), number)
+        return head if self._headless else head + body
+
+    def end(self, trailer: Mapping[str, str], number: bytes) -> bytes:
+        """The response that ends a stream."""
+        return _head(self._answer, _lines(trailer) + _told(EOS), 0, number)
 
 
-def call_of(request: Request, peer: str) -> Call:
-    """The call that a request is.
+def read_request(data: bytes, limits: Limits) -> Request:
+    """The request with this head.
 
     Raises:
-        Refused: a plain request that names no endpoint, or in a way that is not taken.
-        MicroError: a request of Go Micro's that is no unary call.
+        Refused: it is none.
     """
-    if request.is_go:
-        return _go_call(request, peer)
-    return _plain_call(request, peer)
+    return Request(request_head(data, limits))
 
 
-def _go_call(request: Request, peer: str) -> Call:
-    headers = request.headers
-    if "micro-topic" in headers or "x-micro-topic" in headers:
+def refusal(error: Refused) -> bytes:
+    """The response to what is no request."""
+    body = encode_error(error.error, id="").encode() + b"\n"
+    return _head(_status_line(error.status, JSON), _CLOSE, len(body), b"") + body
+
+
+def _head(beginning: bytes, lines: bytes, length: int, number: bytes) -> bytes:
+    # Numbers come last: a reader that knows the rest from the last time need not parse it.
+    if number:
+        form = b"%b%bContent-Length: %d\r\nMicro-Id: %b\r\n\r\n"
+        return form % (beginning, lines, length, number)
+    return b"%b%bContent-Length: %d\r\n\r\n" % (beginning, lines, length)
+
+
+def _status_line(status: int, content_type: str) -> bytes:
+    phrase = _PHRASES.get(status, "Error")
+    return f"HTTP/1.1 {status} {phrase}\r\nContent-Type: {content_type}\r\n".encode()
+
+
+def _told(text: str) -> bytes:
+    return f"Micro-Error: {text}\r\nX-Micro-Error: {text}\r\n".encode()
+
+
+def _connection(head: Head) -> bytes:
+    if not head.keep_alive:
+        return _CLOSE
+    return b"Connection: keep-alive\r\n" if head.version == "1.0" else b""
+
+
+def _check_encoding(headers: Mapping[str, str]) -> None:
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        text = f"Content-Encoding {encoding[:40]!r}: bodies are taken as they are, not compressed"
+        raise UnsupportedContentType(text)
+
+
+def _go_target(head: Head) -> tuple[str, str]:
+    """Endpoint and content type of one of Go Micro's requests."""
+    headers = head.headers
+    if not headers.keys().isdisjoint(_TOPIC):
         raise Unimplemented("messages of a topic are not taken at this port")
-    if "micro-stream" in headers or "x-micro-stream" in headers:
-        raise Unimplemented("streams are not supported yet by this version; call unary endpoints")
     endpoint = next((headers[name] for name in _ENDPOINT if name in headers), "")
-    if endpoint.count(".") != 1 or request.method != "POST":
+    if endpoint.count(".") != 1 or head.method != "POST":
         raise InvalidArgument(
             f"rpc: service/endpoint request ill-formed: {endpoint[:80]!r}; "
             "write POST / with Micro-Endpoint: Handler.Method"
         )
-    return _call(headers, endpoint, headers.get("content-type", PROTOBUF), peer)
+    return endpoint, headers.get("content-type", PROTOBUF)
 
 
-def _plain_call(request: Request, peer: str) -> Call:
-    path = request.url.decode("ascii", "replace").partition("?")[0]
-    if path in ("/livez", "/readyz") and request.method in ("GET", "HEAD"):
-        return Call(service="", endpoint=path, peer=peer)
-    match = _PATH.fullmatch(path)
+def _plain_target(head: Head) -> tuple[str, str]:
+    """Endpoint and content type of a plain request.
+
+    Raises:
+        Refused: it names no endpoint, or in a way that is not taken.
+    """
+    if head.path in ("/livez", "/readyz") and head.method in ("GET", "HEAD"):
+        return head.path, JSON
+    match = _PATH.fullmatch(head.path)
     if match is None:
         text = (
-            f"path {path[:80]!r} names no endpoint; send POST /Handler/Method with a JSON body, "
-            "or a Go Micro call with the header Micro-Endpoint"
+            f"path {head.path[:80]!r} names no endpoint; send POST /Handler/Method with a JSON "
+            "body, or a Go Micro call with the header Micro-Endpoint"
         )
         raise Refused(404, InvalidArgument(text))
-    if request.method != "POST":
-        raise Refused(405, InvalidArgument(f"{request.method} {path}: send it with POST"))
-    content_type = request.headers.get("content-type", "")
+    if head.method != "POST":
+        raise Refused(405, InvalidArgument(f"{head.method} {head.path}: send it with POST"))
+    content_type = head.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() in ("", _FORM):
-        if "origin" in request.headers:
-            raise Refused(415, UnsupportedContentType("a web page must send application/json"))
+        if "origin" in head.headers:
+            raise UnsupportedContentType("a web page must send application/json")
         content_type = JSON
-    return _call(request.headers, f"{match[1]}.{match[2]}", content_type, peer)
+    return f"{match[1]}.{match[2]}", content_type
 
 
-def _call(headers: Mapping[str, str], endpoint: str, content_type: str, peer: str) -> Call:
-    return Call(
-        service=headers.get("micro-service", ""),
-        endpoint=endpoint,
-        content_type=content_type,
-        metadata={name: text for name, text in headers.items() if not reserved(name)},
-        deadline=_deadline(headers.get("timeout")),
-        id=headers.get("micro-id", ""),
-        peer=peer,
-    )
-
-
-def _deadline(timeout: str | None) -> float | None:
+def _deadline(timeout: bytes) -> float:
     """The moment that a Timeout header means; it is in nanoseconds."""
-    if timeout is None:
-        return None
-    if not timeout.isascii() or not timeout.isdigit() or len(timeout) > 19:
-        raise InvalidArgument(f"header Timeout {timeout[:40]!r}: write decimal nanoseconds")
-    return time.monotonic() + min(int(timeout) / 1e9, _MAX_DEADLINE)
-
-
-# -- a server: replies and errors to bytes -----------------------------------------------------
-
-
-def reply_bytes(request: Request, call: Call, reply: Reply) -> bytes:
-    """The response that carries ``reply``."""
-    plain_json = not request.is_go and call.content_type.startswith(JSON)
-    body = reply.body + b"\n" if plain_json else reply.body
-    return _response(request, 200, body, call.content_type, _lines(reply.metadata))
-
-
-def error_bytes(request: Request, error: MicroError | Refused) -> bytes:
-    """The response that tells of ``error``: to Go in a header, else as a status and JSON."""
-    inner = error.error if isinstance(error, Refused) else error
-    text = encode_error(inner, id=request.headers.get("micro-service", ""))
-    if request.is_go:
-        content_type = request.headers.get("content-type", JSON)
-        lines = f"Micro-Error: {text}\r\nX-Micro-Error: {text}\r\n"
-        return _response(request, 200, b"", content_type, lines)
-    return _response(request, error.status, text.encode() + b"\n", JSON, "")
-
-
-def _response(request: Request, status: int, body: Body, content_type: str, lines: str) -> bytes:
-    headers = request.headers
-    echoed = [f"{_ECHOED[name]}: {headers[name]}\r\n" for name in _ECHOED if name in headers]
-    close = "" if request.keep_alive else "Connection: close\r\n"
-    head = (
-        f"HTTP/1.1 {status} {_PHRASES.get(status, 'Error')}\r\n"
-        f"Content-Length: {len(body)}\r\n"
-        f"Content-Type: {content_type}\r\n"
-        f"{''.join(echoed)}{lines}{close}\r\n"
-    )
-    return head.encode() + (b"" if request.method == "HEAD" else body)
-
-
-def _lines(metadata: Mapping[str, str]) -> str:
-    return "".join([f"{name}: {value}\r\n" for name, value in metadata.items()])
+    if not timeout.isdigit() or len(timeout) > 19:
+        shown = timeout[:40].decode("ascii", "replace")
+        raise InvalidArgument(f"header Timeout {shown!r}: write decimal nanoseconds")
+    seconds = int(timeout) * 1e-9
+    if seconds > _MAX_DEADLINE:  # noqa: PLR1730 - every call: a fifth of the time of min()
+        seconds = _MAX_DEADLINE
+    return time.monotonic() + seconds
 
 
 # -- a client ----------------------------------------------------------------------------------
 
 
-def request_bytes(call: Call, body: Body, host: str) -> bytes:
-    """The request that carries ``call``, with the headers that a Go client sends."""
-    timeout = ""
-    if call.deadline is not None:
-        left = max(call.deadline - time.monotonic(), 0.0)
-        timeout = f"Timeout: {int(left * 1e9)}\r\n"
-    head = (
+def request_beginning(host: str, service: str, endpoint: str, content_type: str) -> bytes:
+    """What all requests to an endpoint begin with: the headers that a Go client sends.
+
+    Raises:
+        InvalidArgument: a name that cannot stand in a header.
+    """
+    if _ODD.search(service + endpoint + content_type):
+        raise InvalidArgument(f"{service[:80]!r} {endpoint[:80]!r}: a control character in a name")
+    return (
         f"POST / HTTP/1.1\r\n"
         f"Host: {host}\r\n"
-        f"Content-Length: {len(body)}\r\n"
-        f"Accept: {call.content_type}\r\n"
-        f"Content-Type: {call.content_type}\r\n"
-        f"Micro-Endpoint: {call.endpoint}\r\n"
-        f"Micro-Id: {call.id}\r\n"
-        f"Micro-Method: {call.endpoint}\r\n"
-        f"Micro-Service: {call.service}\r\n"
-        f"{timeout}{_lines(call.metadata)}\r\n"
+        f"Accept: {content_type}\r\n"
+        f"Content-Type: {content_type}\r\n"
+        f"Micro-Endpoint: {endpoint}\r\n"
+        f"Micro-Method: {endpoint}\r\n"
+        f"Micro-Service: {service}\r\n"
+    ).encode()
+
+
+def request_ending(call: Call, number: int) -> bytes:
+    """What follows Content-Length in the head of a request: its own number and its time."""
+    if call.deadline is None:
+        return b"Micro-Id: %d\r\n\r\n" % number
+    left = int((call.deadline - time.monotonic()) * 1e9)
+    return b"Micro-Id: %d\r\nTimeout: %d\r\n\r\n" % (number, max(left, 0))
+
+
+def request_bytes(beginning: bytes, ending: bytes, body: bytes) -> bytes:
+    return b"%bContent-Length: %d\r\n%b%b" % (beginning, len(body), ending, body)
+
+
+def metadata_lines(metadata: Mapping[str, str]) -> bytes:
+    """Metadata as lines of a request's head.
+
+    Raises:
+        InvalidArgument: it cannot travel, or a name belongs to the protocol.
+        TooLarge: a value is over 8 KiB.
+    """
+    return _checked_lines(tuple(metadata.items()))
+
+
+@lru_cache(maxsize=256)
+def _checked_lines(items: tuple[tuple[str, str], ...]) -> bytes:
+    """Callers repeat themselves, so what was checked is remembered."""
+    return _lines(checked_metadata(dict(items)))
+
+
+class Answer:
+    """What a response's head says; the same for all with that head.
+
+    ``is_go``: a server of Go Micro wrote it, which repeats the headers of a request. ``told`` is
+    its error, or the end of a stream.
+    """
+
+    __slots__ = (
+        "_encoding",
+        "is_go",
+        "keep_alive",
+        "length",
+        "metadata",
+        "numbers",
+        "status",
+        "told",
     )
-    return head.encode() + body
+
+    def __init__(self, head: Head) -> None:
+        headers = head.headers
+        self.length = head.length
+        self.numbers: Numbers = (head.length, headers.get("micro-id", "").encode(), b"")
+        self.keep_alive = head.keep_alive
+        self.status = head.status
+        self.is_go = "accept" in headers
+        self.told = headers.get("micro-error", "")
+        self.metadata = _metadata(headers)
+        self._encoding = headers.get("content-encoding", "identity")
+
+    def error(self, body: bytes) -> MicroError | None:
+        """The error that it tells, in one of the ways in which servers do; None: a reply."""
+        if self.told:
+            return decode_error(self.told)
+        if self._encoding.lower() != "identity":
+            return Internal(f"the reply is encoded as {self._encoding[:40]!r}, unasked")
+        if self.status != 200:
+            error = decode_error(body.decode("utf-8", "replace"))
+            return error if error.id or error.detail else Unavailable(f"status {self.status}")
+        if body.startswith(b"unsupported Content-Type"):
+            return UnsupportedContentType(body.decode("utf-8", "replace")[:200], remote=True)
+        return None
 
 
-def reply_of(status: int, headers: Mapping[str, str], body: Body) -> Reply | MicroError:
-    """What a response says: a reply, or an error in one of the ways in which servers tell it."""
-    text = headers.get("micro-error")
-    if text:
-        return decode_error(text)
-    if status != 200:
-        error = decode_error(body.decode("utf-8", "replace"))
-        return error if error.id or error.detail else Unavailable(f"status {status}")
-    if body.startswith(b"unsupported Content-Type"):
-        return UnsupportedContentType(body.decode("utf-8", "replace")[:200], remote=True)
-    metadata = {name: value for name, value in headers.items() if not reserved(name)}
-    return Reply(body=body, metadata=metadata)
+def read_answer(data: bytes, limits: Limits) -> Answer:
+    """The answer with this head.
+
+    Raises:
+        Refused: it is none.
+    """
+    return Answer(response_head(data, limits))
+
+
+def _metadata(headers: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: text
+        for name, text in headers.items()
+        if name not in _ALWAYS_RESERVED and not reserved(name)
+    }
+
+
+def _lines(metadata: Mapping[str, str]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in metadata.items()]).encode()

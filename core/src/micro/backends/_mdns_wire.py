@@ -200,6 +200,8 @@ class Zone:
             TooLarge: it does not fit in one packet.
         """
         host, _, port = check_node(node).address.rpartition(":")
+        if host == "unix":
+            raise InvalidArgument(f"node address {node.address!r}: mdns announces host and port")
         if node.service.lower().split(".")[-1] == _LIST:
             raise InvalidArgument(f"service name {node.service!r}: mdns has its list there")
         try:

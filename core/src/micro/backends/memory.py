@@ -7,28 +7,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import itertools
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import ClassVar
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
 from micro.backend import Connections
-from micro.call import Body, Call, Handler, Reply, decode_error, encode_error
-from micro.errors import (
-    Closed,
-    ConfigError,
-    Gap,
-    InvalidArgument,
-    MicroError,
-    ServiceNotFound,
-    TooLarge,
-    Unavailable,
-)
+from micro.backends._memory_transport import MemoryChannel, MemoryListener, Ports
+from micro.call import Handler
+from micro.errors import Closed, ConfigError, Gap, ServiceNotFound, TooLarge, Unsupported
 from micro.registry import (
     NODE_SIZE,
     Change,
@@ -41,13 +31,21 @@ from micro.registry import (
     check_ttl,
     in_order,
 )
-from micro.transport import Channel, Limits, Listener, Transport, TransportFeatures
+from micro.transport import (
+    Channel,
+    Limits,
+    Listener,
+    Transport,
+    TransportFeatures,
+    split_address,
+)
 from micro.url import URL
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 #: How many changes a follower may be behind before it must take a new snapshot.
 _HISTORY = 1024
-#: Seconds that cancelled handlers have to end when their listener closes.
-_LAST_WAIT = 0.3
 
 
 class _Nodes:
@@ -193,17 +191,9 @@ class MemoryRegistry(Registry):
         return self._state
 
 
-class _Ports:
-    """Which handler listens where."""
-
-    def __init__(self) -> None:
-        self.open: dict[str, _MemoryListener] = {}
-        self.free = (f"memory:{port}" for port in itertools.count(1))
-
-
 @asynccontextmanager
-async def _ports() -> AsyncIterator[_Ports]:
-    yield _Ports()
+async def _ports() -> AsyncIterator[Ports]:
+    yield Ports()
 
 
 class MemoryTransport(Transport):
@@ -211,7 +201,7 @@ class MemoryTransport(Transport):
 
     schemes: ClassVar[tuple[str, ...]] = ("memory",)
     features: TransportFeatures = TransportFeatures(name="memory", multi_process=False)
-    _state: _Ports | None = None
+    _state: Ports | None = None
 
     async def connect(self, connections: Connections) -> None:
         self.url.options(self.Options)
@@ -221,102 +211,31 @@ class MemoryTransport(Transport):
     async def aclose(self) -> None:
         self._state = None
 
-    async def dial(self, address: str, *, timeout: float) -> Channel:
-        if ":" not in address:
-            raise InvalidArgument(f"address {address!r}: write host:port")
-        return _MemoryChannel(self._open(), address)
+    async def dial(
+        self, address: str, limits: Limits, *, tls: SSLContext | None = None, timeout: float
+    ) -> Channel:
+        ports = self._open(tls)
+        split_address(address)
+        return MemoryChannel(ports, address, limits)
 
-    async def listen(self, address: str, handler: Handler, limits: Limits) -> Listener:
-        ports = self._open()
-        if address.endswith(":0"):
-            address = next(port for port in ports.free if port not in ports.open)
+    async def listen(
+        self, address: str, handler: Handler, limits: Limits, *, tls: SSLContext | None = None
+    ) -> Listener:
+        ports = self._open(tls)
+        if split_address(address)[1] == 0:
+            address = ports.free()
         if address in ports.open:
             raise ConfigError(
                 f"address {address} is in use in this process; port 0 takes a free one"
             )
-        listener = _MemoryListener(ports, address, handler, limits)
-        ports.open[address] = listener
-        return listener
+        return MemoryListener(ports, address, handler, limits)
 
-    def _open(self) -> _Ports:
+    def _open(self, tls: SSLContext | None) -> Ports:
         if self._state is None:
             raise Closed("memory: the transport is not connected")
+        if tls is not None:
+            raise Unsupported("memory: no TLS, since calls do not leave the process")
         return self._state
-
-
-class _MemoryListener(Listener):
-    def __init__(self, ports: _Ports, address: str, handler: Handler, limits: Limits) -> None:
-        self.address = address
-        self.limits = limits
-        self._ports = ports
-        self._handler = handler
-        self._running: set[asyncio.Task[Reply]] = set()
-
-    async def run(self, call: Call, body: Body) -> Reply:
-        if len(body) > self.limits.message:
-            raise TooLarge(f"the request has {len(body)} bytes, {self.limits.message} at most")
-        task = asyncio.create_task(self._answer(call, body), context=contextvars.Context())
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise Unavailable(f"{self.address}: the server closed during the call") from None
-            task.cancel()
-            raise
-
-    async def _answer(self, call: Call, body: Body) -> Reply:
-        try:
-            reply = await self._handler(call, body)
-        except MicroError as exc:
-            raise decode_error(encode_error(exc, id=call.service)) from None
-        if len(reply.body) > self.limits.message:
-            raise TooLarge(f"the reply has {len(reply.body)} bytes, {self.limits.message} at most")
-        return reply
-
-    async def drain(self, grace: float) -> None:
-        self._ports.open.pop(self.address, None)
-        if self._running:
-            await asyncio.wait(self._running, timeout=grace)
-
-    async def aclose(self) -> None:
-        self._ports.open.pop(self.address, None)
-        for task in self._running:
-            task.cancel()
-        if self._running:  # a handler that ignores its cancellation must not hold the process
-            await asyncio.wait(self._running, timeout=_LAST_WAIT)
-
-
-class _MemoryChannel(Channel):
-    def __init__(self, ports: _Ports, address: str) -> None:
-        self._ports = ports
-        self._address = address
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._closed = False
-
-    async def call(self, call: Call, body: Body) -> Reply:
-        listener = self._ports.open.get(self._address)
-        if self._closed:
-            raise Closed(f"channel to {self._address}: used after it was closed")
-        if listener is None:
-            raise Unavailable(f"{self._address}: nobody listens there in this process", sent=False)
-        sent = msgspec.structs.replace(call, metadata=dict(call.metadata), peer="memory")
-        self._running += 1
-        try:
-            return await listener.run(sent, body)
-        finally:
-            self._running -= 1
-            self._idle.set()
-
-    async def aclose(self, *, grace: float = 0) -> None:
-        self._closed = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                while self._running:
-                    self._idle.clear()
-                    await self._idle.wait()
 
 
 def _place(connections: Connections, url: URL) -> tuple[Connections, tuple[str, ...]]:

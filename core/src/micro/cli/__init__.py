@@ -10,12 +10,12 @@ import asyncio
 import io
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar, Unpack
 
 import click
 import msgspec
 
-from micro.cli import _arguments, _output, _plugins
+from micro.cli import _arguments, _messages, _output, _plugins
 from micro.errors import DeadlineExceeded, MicroError, ServiceNotFound
 from micro.logs import configure, printable
 from micro.registry import Node, Registry
@@ -24,6 +24,8 @@ from micro.settings import Settings
 from micro.url import suggestion
 
 T = TypeVar("T")
+#: What a command does with an open service; the timer ends it unless it is put off.
+Body: TypeAlias = Callable[[Service, asyncio.Timeout], Awaitable[T]]
 
 #: Seconds beyond the time-out of calls, so that a call's own error, which says more, comes first.
 _GRACE = 0.5
@@ -77,17 +79,62 @@ def command(ctx: click.Context) -> None:
 @click.argument("service", shell_complete=_arguments.complete_service)
 @click.argument("endpoint", shell_complete=_arguments.complete_endpoint)
 @click.argument("request", metavar="[JSON]", default="{}")
+@_messages.call_options
 @_arguments.service_options
 @click.pass_context
-def call_command(ctx: click.Context, service: str, endpoint: str, request: str) -> None:
+def call_command(
+    ctx: click.Context, service: str, endpoint: str, request: str, **way: Unpack[_messages.Way]
+) -> None:
     """Call an endpoint and print its reply.
 
     JSON is the request: the text itself, @FILE for what a file holds, - for standard input.
     Left out, it is {}.
     """
-    body = _arguments.read_request(request)
-    reply = run(ctx, lambda opened: call(opened, service, endpoint, body))
+    message = _messages.read_message(request, way["content_type"])
+    reply = run(
+        ctx,
+        lambda opened, _: opened.client.call(service, endpoint, message, **way),
+        timeout=way["timeout"],
+    )
     _output.show_reply(reply, as_json=_arguments.wants_json(ctx))
+
+
+@command.command(
+    "stream",
+    epilog="""\b\nExamples:
+  micro stream prices Prices.Watch '{"symbol": "XYZ"}'
+  tail -f said.jsonl | micro stream chat Chat.Talk""",
+)
+@click.argument("service", shell_complete=_arguments.complete_service)
+@click.argument("endpoint", shell_complete=_arguments.complete_endpoint)
+@click.argument("request", metavar="[JSON]", required=False)
+@_messages.call_options
+@_arguments.service_options
+@click.pass_context
+def stream_command(
+    ctx: click.Context,
+    service: str,
+    endpoint: str,
+    request: str | None,
+    **way: Unpack[_messages.Way],
+) -> None:
+    """Call an endpoint that streams; print a line for each reply, as it comes.
+
+    JSON is the one request: the text itself, or @FILE for what a file holds. With -, or when it is
+    left out and standard input is no terminal, each line of standard input is a request, as soon as
+    it comes; their end is told to the service, which may go on. Without --timeout it may go on for
+    ever; an interrupt ends it.
+    """
+    messages = _messages.read_request(request, way["content_type"])
+    as_json = _arguments.wants_json(ctx)
+
+    async def show_all(opened: Service, timer: asyncio.Timeout) -> None:
+        async with opened.client.stream(service, endpoint, messages, **way) as replies:
+            timer.reschedule(None)
+            async for reply in replies:
+                _output.show_line(reply, as_json=as_json)
+
+    run(ctx, show_all)
 
 
 @command.command("services")
@@ -95,7 +142,7 @@ def call_command(ctx: click.Context, service: str, endpoint: str, request: str) 
 @click.pass_context
 def services_command(ctx: click.Context) -> None:
     """List the services that are registered, and their nodes."""
-    url, nodes = run(ctx, services)
+    url, nodes = run(ctx, lambda opened, _: services(opened))
     if _arguments.wants_json(ctx):
         _output.show_json(_output.services_json(nodes))
     elif nodes:
@@ -112,7 +159,7 @@ def services_command(ctx: click.Context) -> None:
 @click.pass_context
 def describe_command(ctx: click.Context, service: str) -> None:
     """Show a service's endpoints, their messages, and its nodes."""
-    nodes = run(ctx, lambda opened: describe(opened, service))
+    nodes = run(ctx, lambda opened, _: describe(opened, service))
     if _arguments.wants_json(ctx):
         _output.show_json(_output.service_json(nodes))
     else:
@@ -156,11 +203,6 @@ def completion_command(shell: str) -> None:
 # -- what the commands do, given an open service --------------------------------------------------
 
 
-async def call(service: Service, name: str, endpoint: str, body: bytes) -> Any:
-    """The reply of a call whose request is this JSON, sent as it stands."""
-    return await service.call(name, endpoint, msgspec.Raw(body))
-
-
 async def services(service: Service) -> tuple[str, dict[str, tuple[Node, ...]]]:
     """The registry's URL, and the nodes of each service that is registered."""
     registry = await service.client.registered()
@@ -192,25 +234,27 @@ async def _nodes(registry: Registry, name: str) -> tuple[Node, ...]:
         return ()
 
 
-def run(ctx: click.Context, body: Callable[[Service], Awaitable[T]]) -> T:
+def run(ctx: click.Context, body: Body[T], *, timeout: float | None = None) -> T:
     """What ``body`` makes of a service that is open for it, with the options of ``ctx``.
 
+    It has ``timeout`` seconds, or the time-out of calls; it may reschedule what watches over that.
+
     Raises:
-        MicroError: from ``body``; DeadlineExceeded when the time-out of calls is over before it.
+        MicroError: from ``body``; DeadlineExceeded when the time is over before it.
     """
     settings = Settings(_arguments.given(ctx))
     level = settings.text("log_level", None, _arguments.LOG_LEVEL)
     configure(level.text, source=level.source, colour=settings.colour)
-    return asyncio.run(_run(settings, body))
+    return asyncio.run(_run(settings, body, timeout))
 
 
-async def _run(settings: Settings, body: Callable[[Service], Awaitable[T]]) -> T:
-    seconds = settings.duration("client_request_timeout", None, 5.0) + _GRACE
+async def _run(settings: Settings, body: Body[T], timeout: float | None) -> T:
+    seconds = (timeout or settings.duration("client_request_timeout", None, 5.0)) + _GRACE
     async with _arguments.Caller("micro").opened(settings) as service:
         timer = asyncio.timeout(seconds)
         try:
             async with timer:
-                return await body(service)
+                return await body(service, timer)
         except TimeoutError:
             if not timer.expired():
                 raise

@@ -1,20 +1,16 @@
-"""What the command is told: options that are a service's settings, the request, completion."""
+"""What the command is told: options that are a service's settings, and completion."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import get_completion_class
 
-from micro.codec import codec_for
-from micro.errors import DecodeError, MicroError
+from micro.errors import MicroError
 from micro.registry import Node, Registry
 from micro.service import Service
 from micro.settings import SETTINGS, Setting, Settings
@@ -118,38 +114,6 @@ def given(ctx: click.Context) -> list[str]:
 def wants_json(ctx: click.Context) -> bool:
     """Whether ``--json`` was given, before the command or after it."""
     return bool(ctx.meta.get(_JSON))
-
-
-# -- the request ----------------------------------------------------------------------------------
-
-
-def read_request(text: str) -> bytes:
-    """The JSON that ``text`` is, or that it names: ``-`` for standard input, ``@FILE`` for a file.
-
-    Raises:
-        click.UsageError: there is no such file, or it is not JSON; says where.
-    """
-    if text == "-":
-        return _checked(sys.stdin.buffer.read(), "standard input")
-    if not text.startswith("@"):
-        return _checked(text.encode(errors="surrogateescape"), "the JSON argument")
-    try:
-        return _checked(Path(text[1:]).read_bytes(), text[1:])
-    except OSError as exc:
-        raise click.UsageError(f"cannot read {text[1:]!r}: {exc.strerror}") from exc
-
-
-def _checked(body: bytes, where: str) -> bytes:
-    """``body``, when a service would take it."""
-    try:
-        json.loads(body)
-        codec_for("application/json").decoder(Any)(body)
-    except json.JSONDecodeError as exc:
-        place = f"line {exc.lineno}, column {exc.colno}"
-        raise click.UsageError(f"{where} is not JSON: {exc.msg} at {place}") from exc
-    except (DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise click.UsageError(f"{where} cannot be sent: {exc}") from exc
-    return body
 
 
 # -- completion -----------------------------------------------------------------------------------

@@ -125,14 +125,48 @@ def show_json(value: Any) -> None:
 
 
 def show_reply(value: Any, *, as_json: bool) -> None:
-    """As ``show_json``; on a terminal coloured and, when it is long, indented."""
-    if as_json or not sys.stdout.isatty():
-        show_json(value)
-        return
-    text = _json(value)
-    if len(text) > shutil.get_terminal_size().columns:
-        text = _json(value, indent=2)
-    click.echo(_JSON_TOKEN.sub(_coloured, text))
+    """As ``show_line``; on a terminal indented when it is long, and no line is added to bytes."""
+    if isinstance(value, bytes) and not as_json:
+        _show_bytes(value, end=False)
+    elif as_json or not sys.stdout.isatty():
+        show_json(_plain(value))
+    else:
+        text = _json(_plain(value))
+        if len(text) > shutil.get_terminal_size().columns:
+            text = _json(_plain(value), indent=2)
+        click.echo(_JSON_TOKEN.sub(_coloured, text))
+
+
+def show_line(value: Any, *, as_json: bool) -> None:
+    """Print a message on one line: JSON, which a terminal shows coloured, or bytes as they are.
+
+    With ``as_json``, bytes are their base64.
+    """
+    if isinstance(value, bytes) and not as_json:
+        _show_bytes(value, end=True)
+    elif as_json or not sys.stdout.isatty():
+        show_json(_plain(value))
+    else:
+        click.echo(_JSON_TOKEN.sub(_coloured, _json(_plain(value))))
+
+
+def _show_bytes(value: bytes, *, end: bool) -> None:
+    if sys.stdout.isatty():
+        click.echo(printable(value.decode(errors="backslashreplace")))
+    else:
+        click.echo(value, nl=end)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for values that only MessagePack holds, as moments and bytes.
+
+    Raises:
+        DecodeError: it has nothing for them.
+    """
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value))
+    except (TypeError, ValueError) as exc:
+        raise DecodeError(f"the reply cannot be shown as JSON: {exc}") from exc
 
 
 def _coloured(match: re.Match[str]) -> str:
@@ -222,8 +256,10 @@ def show_service(nodes: Sequence[Node]) -> None:
 
 
 def _show_endpoint(endpoint: Endpoint, versions: Sequence[str]) -> None:
-    only = f" (version {', '.join(versions)})" if versions else ""
-    click.echo(click.style(printable(endpoint.name + only), bold=True))
+    notes = ["stream"] if endpoint.metadata.get("stream") == "true" else []
+    notes += [f"version {', '.join(versions)}"] if versions else []
+    title = f"{endpoint.name} ({'; '.join(notes)})" if notes else endpoint.name
+    click.echo(click.style(printable(title), bold=True))
     description = endpoint.metadata.get("description")
     if description:
         click.echo(f"  {printable(description)}")

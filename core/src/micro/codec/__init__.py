@@ -6,11 +6,20 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from micro.codec._base import MAX_DEPTH, MAX_ITEMS, Codec, is_protobuf
+from micro.codec._base import MAX_DEPTH, MAX_ITEMS, Codec, is_protobuf, is_pydantic
 from micro.codec._json import JSON
 from micro.errors import InvalidArgument, UnsupportedContentType
 
-__all__ = ["JSON", "MAX_DEPTH", "MAX_ITEMS", "Codec", "Raw", "codec_for", "is_protobuf"]
+__all__ = [
+    "JSON",
+    "MAX_DEPTH",
+    "MAX_ITEMS",
+    "Codec",
+    "Raw",
+    "codec_for",
+    "is_protobuf",
+    "is_pydantic",
+]
 
 
 class Raw:

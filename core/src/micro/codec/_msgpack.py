@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import msgspec
 
-from micro.codec._base import MAX_DEPTH, MAX_ITEMS, from_builtins, to_builtins
+from micro.codec._base import (
+    MAX_DEPTH,
+    MAX_ITEMS,
+    from_builtins,
+    has_long_integer,
+    joined,
+    refuse_deep,
+    to_builtins,
+)
+from micro.codec._shape import Shape, shape_of
 from micro.errors import DecodeError, InvalidArgument
 
 _EMPTY = b"\x80"  # a map of nothing
-_SMALL = bytes(range(0x80, 0xA0))  # the heads of lists and maps of up to 15
-#: The heads of what can claim more than there is, of extensions, and of numbers over 63 bits.
-_OPEN = bytes((*range(0xC7, 0xCA), 0xCF, *range(0xD4, 0xD9), *range(0xDC, 0xE0)))
-_HARMLESS = bytes(byte for byte in range(256) if byte not in _SMALL + _OPEN)
 _TIMESTAMP = 0xFF
+_UINT64 = 0xCF  # also a byte of texts
+#: Bytes that no list or map begins with; the others are in texts too.
+_HARMLESS = bytes({*range(0x80), *range(0xA0, 0xDC), *range(0xE0, 0x100)})
+Decode: TypeAlias = Callable[[bytes], Any]
 
 
 def _refuse_extension(code: int, _: memoryview) -> Any:
     raise DecodeError(f"the MessagePack has an extension of type {code}; only timestamps are taken")
 
 
-_untyped = msgspec.msgpack.Decoder(ext_hook=_refuse_extension)
+_untyped = msgspec.msgpack.Decoder(ext_hook=_refuse_extension).decode
 _encode = msgspec.msgpack.Encoder(enc_hook=to_builtins).encode
 
 
@@ -33,7 +43,7 @@ class MessagePack:
     100,000 values, lengths over what is there, anything but UTF-8 in text, bytes after the message,
     extensions. A timestamp is taken when it is exact: in whole microseconds; it becomes UTC.
     Floats are as they are, NaN too. Unknown fields are ignored; an empty body is an empty map.
-    A protobuf message is as its JSON.
+    Messages of protobuf and models of pydantic are as their JSON.
     """
 
     content_type = "application/msgpack"
@@ -44,38 +54,105 @@ class MessagePack:
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             raise InvalidArgument(f"not a MessagePack message: {exc}") from exc
 
-    def decoder(self, shape: Any) -> Callable[[bytes], Any]:
+    def decoder(self, shape: Any) -> Decode:
         decode = msgspec.msgpack.Decoder(
             shape, dec_hook=from_builtins, ext_hook=_refuse_extension
         ).decode
-
-        def strict(body: bytes) -> Any:
-            body = body or _EMPTY
-            try:
-                _refuse_ambiguous(body)
-                return decode(body)
-            except RecursionError:
-                raise DecodeError(f"the MessagePack has more than {MAX_DEPTH} levels") from None
-            except UnicodeDecodeError as exc:
-                raise DecodeError(f"text in the MessagePack is not UTF-8: {exc.reason}") from None
-            except msgspec.DecodeError as exc:
-                raise DecodeError(str(exc)) from None
-
-        return strict
+        carefully = partial(_decode_carefully, None if shape is Any else decode)
+        known = shape_of(shape)
+        if not known.closed:
+            return carefully
+        settled = _of(known, decode, carefully)
+        if known.is_flat and known.exact and known.names < 16:
+            return _of_flat(known, decode, settled)
+        return settled
 
 
-def _refuse_ambiguous(body: bytes) -> None:
-    """What msgspec lets pass and two parsers could read differently, or what costs too much.
+# -- the common message: settled by what its type says -----------------------------------------
 
-    The common message is settled by being written again: the same bytes have no name twice. Only
-    what that leaves open is walked through.
+
+def _of_flat(known: Shape, decode: Decode, otherwise: Decode) -> Decode:
+    """For objects that always have the same names, and nothing that has an inside.
+
+    What has just as many names as it needs has each of them once, and no other.
     """
-    marks = body.translate(None, _HARMLESS)
-    if len(body) > MAX_ITEMS or len(marks) > MAX_DEPTH or marks.translate(None, _SMALL):
-        _Walk(body).through()
-        _untyped.decode(body)
-    elif _encode(_untyped.decode(body)) != body:
-        _Walk(body).through()
+    head, numbers = 0x80 + known.names, known.numbers
+
+    def strict(body: bytes) -> Any:
+        try:
+            value = decode(body)
+            if body[0] == head and not (numbers and _UINT64 in body):
+                return value
+        except (ValueError, RecursionError):
+            pass  # what is wrong is told by the careful one
+        return otherwise(body)
+
+    return strict
+
+
+def _of(known: Shape, decode: Decode, carefully: Decode) -> Decode:
+    """For all types of which msgspec reads everything: what we write just so hides nothing."""
+    numbers, may_be_deep = known.numbers, not known.is_bound
+
+    def strict(body: bytes) -> Any:
+        if not 0 < len(body) <= MAX_ITEMS or (may_be_deep and _may_be_deep(body)):
+            return carefully(body)
+        try:
+            value = decode(body)
+            if _encode(value) == body and not (
+                numbers and _UINT64 in body and not _fits_json(value)
+            ):
+                return value
+        except (ValueError, OverflowError, RecursionError):
+            pass  # what is wrong is told by the careful one
+        return carefully(body)
+
+    return strict
+
+
+# -- any message -------------------------------------------------------------------------------
+
+
+def _decode_carefully(decode: Decode | None, body: bytes) -> Any:
+    body = body or _EMPTY
+    try:
+        tree = _parse(body)
+        return decode(body) if decode else tree
+    except RecursionError:
+        raise DecodeError(f"the MessagePack has more than {MAX_DEPTH} levels") from None
+    except UnicodeDecodeError as exc:
+        raise DecodeError(f"text in the MessagePack is not UTF-8: {exc.reason}") from None
+    except ValueError as exc:
+        raise DecodeError(joined(str(exc))) from None
+
+
+def _parse(body: bytes) -> Any:
+    """What is in it, unless two parsers could read it differently, or it costs too much.
+
+    What is the same when it is written again has no name twice; only the rest is walked through.
+    """
+    if len(body) <= MAX_ITEMS:
+        tree = _untyped(body)
+        if _encode(tree) == body:
+            if not (_UINT64 in body or _may_be_deep(body)):
+                return tree
+            if _fits_json(tree):
+                refuse_deep(tree, "MessagePack")
+                return tree
+    _Walk(body).through()
+    return _untyped(body)
+
+
+def _may_be_deep(body: bytes) -> bool:
+    return len(body) > MAX_DEPTH and len(body.translate(None, _HARMLESS)) > MAX_DEPTH
+
+
+def _fits_json(value: Any) -> bool:
+    """Whether JSON can hold it, with no long integer: so all fit 64 bits, and no name is a list."""
+    try:
+        return not has_long_integer(msgspec.json.encode(value, enc_hook=to_builtins))
+    except (TypeError, ValueError):
+        return False
 
 
 def _forms() -> list[tuple[str, int, int]]:
@@ -156,7 +233,7 @@ class _Walk:
             start = self._at
             self._value(depth)
             # As the name of a map, so that what is a list becomes what can be one.
-            name = next(iter(_untyped.decode(b"\x81" + self._body[start : self._at] + b"\xc0")))
+            name = next(iter(_untyped(b"\x81" + self._body[start : self._at] + b"\xc0")))
             if name in seen:
                 told = repr(name)[:80]
                 raise DecodeError(f"the MessagePack has the name {told} twice in one object")

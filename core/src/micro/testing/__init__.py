@@ -7,11 +7,14 @@ import pytest
 
 # The suites' asserts tell what was compared only if pytest rewrites them before they are imported.
 pytest.register_assert_rewrite(
-    *(f"micro.testing.{name}" for name in ("lifecycle", "pytest_plugin", "registry", "transport")),
-    *(f"micro.testing._{name}" for name in ("model", "nodes", "watching")),
+    *(f"micro.testing.{name}" for name in ("codec", "lifecycle", "pytest_plugin")),
+    *(f"micro.testing.{name}" for name in ("registry", "transport")),
+    *(f"micro.testing._{name}" for name in ("calls", "ends", "faults", "leaks", "limits")),
+    *(f"micro.testing._{name}" for name in ("model", "nodes", "streams", "unary", "watching")),
 )
 
-from micro.testing.environment import NotAvailable  # noqa: E402 - after the lines above
+from micro.testing.codec import CodecSuite  # noqa: E402 - after the lines above
+from micro.testing.environment import NotAvailable  # noqa: E402
 from micro.testing.proxy import FaultProxy  # noqa: E402
 from micro.testing.pytest_plugin import available  # noqa: E402
 from micro.testing.registry import RegistrySuite  # noqa: E402
@@ -21,6 +24,7 @@ from micro.testing.transport import TransportSuite  # noqa: E402
 from micro.testing.waiting import eventually  # noqa: E402
 
 __all__ = [
+    "CodecSuite",
     "EtcdServer",
     "FaultProxy",
     "NotAvailable",

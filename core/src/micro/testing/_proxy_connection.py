@@ -59,6 +59,8 @@ class Faults:
         return piece * 2 if self.twice else piece
 
     def after(self, passed: int) -> Faults:
+        if self.flip_in == self.end_in == _NEVER and not self.twice:
+            return self  # nothing counts; a copy for each byte would be most of what slices cost
         flip_in = self.flip_in - passed if self.flip_in > passed else _NEVER
         return replace(self, end_in=self.end_in - passed, flip_in=flip_in, twice=False)
 

@@ -8,14 +8,11 @@ import gc
 import logging
 import random
 import socket
-import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -25,6 +22,7 @@ import pytest_asyncio
 from micro.backend import Backend
 from micro.errors import Closed, Unauthenticated, Unavailable
 from micro.plugins import Plugins
+from micro.testing._leaks import given_back, held
 from micro.testing.proxy import FaultProxy
 from micro.testing.servers import Server
 from micro.testing.waiting import eventually
@@ -37,8 +35,6 @@ T = TypeVar("T")
 SLACK = 2.0
 #: Seconds in which a client is right again once its server is.
 RECOVERY = 5.0
-
-_OPEN_FILES = Path("/proc/self/fd")
 
 
 def needed(given: T | None, otherwise: str) -> T:
@@ -125,7 +121,7 @@ class LifecycleSuite(ABC, Generic[B]):
     ) -> None:
         needed(server, "no server")
         before, began = asyncio.all_tasks(), time.monotonic()
-        with _nobody(silent=silent) as address, pytest.raises(Unavailable):
+        with nobody(silent=silent) as address, pytest.raises(Unavailable):
             async with self.connected(through(url, address), plugins):
                 pass
         assert time.monotonic() - began < self.timeout + SLACK
@@ -168,20 +164,20 @@ class LifecycleSuite(ABC, Generic[B]):
     @pytest.mark.asyncio
     async def test_close_leaks_nothing(self, url: str, plugins: Plugins) -> None:
         await self._live_and_close(url, plugins)  # what a library makes once, it may keep
-        before = _held()
+        before = held()
         for _ in range(5):
             await self._live_and_close(url, plugins)
-        await _given_back(before)
+        await given_back(before)
 
     @pytest.mark.asyncio
     async def test_connect_cancelled_leaks_nothing(
         self, url: str, plugins: Plugins, chance: random.Random
     ) -> None:
         took = await self._live_and_close(url, plugins)
-        before = _held()
+        before = held()
         for _ in range(20):
             await self._connect_for(took * chance.random() ** 3, url, plugins)
-        await _given_back(before)
+        await given_back(before)
 
     @pytest.mark.asyncio
     async def test_cancel_mid_call(self, url: str, plugins: Plugins, chance: random.Random) -> None:
@@ -300,45 +296,10 @@ async def stopped(server: Server) -> AsyncIterator[None]:
 
 
 @contextmanager
-def _nobody(*, silent: bool) -> Iterator[str]:
+def nobody(*, silent: bool) -> Iterator[str]:
     """An address where connections are refused, or accepted by nobody who answers."""
     with contextlib.closing(socket.socket()) as sock:
         sock.bind(("127.0.0.1", 0))
         if silent:
             sock.listen()
         yield "{}:{}".format(*sock.getsockname())
-
-
-def _held() -> dict[str, list[str]]:
-    """What is in use of the process, by name."""
-    gc.collect()
-    files = _OPEN_FILES.iterdir() if _OPEN_FILES.exists() else ()
-    threads = [thread.name for thread in threading.enumerate()]
-    return {
-        "tasks": [task.get_name() for task in asyncio.all_tasks()],
-        # Those of the loop's own pool stay with it.
-        "threads": [name for name in threads if not name.startswith("asyncio_")],
-        "open files": [_target(file) for file in files],
-    }
-
-
-def _target(link: Path) -> str:
-    try:
-        return str(link.readlink())
-    except FileNotFoundError:  # that by which the folder was listed
-        return "the list itself"
-
-
-async def _given_back(before: dict[str, list[str]]) -> None:
-    """Wait until no more is in use than ``before``."""
-
-    def more() -> dict[str, list[str]]:
-        return {
-            kind: sorted((Counter(now) - Counter(before[kind])).elements())
-            for kind, now in _held().items()
-            if len(now) > len(before[kind])
-        }
-
-    with contextlib.suppress(AssertionError):  # this one shows no names
-        await eventually(lambda: not more())
-    assert more() == {}

@@ -1,0 +1,127 @@
+"""What is sent to a reader that does not read is held back, and not in the memory of its sender."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+
+import pytest
+from tests.faults.calls import MIB, TRANSPORTS, Served, beside, calling, memory
+from tests.faults.observers import Journal
+from tests.faults.served import MESSAGES, SIZE, Said, Work
+from tests.faults.wire import connected, greeting, http_call, native_call, said
+
+from micro.testing import eventually
+
+#: Streams at once, each of which has 1 GiB to send.
+STREAMS = 4
+#: Bytes that they may add to their sender's memory, all together; the kernel holds some more.
+MOST = 32 * MIB
+#: As MOST, of replies that nobody reads: four of the largest may wait, each with its request.
+MOST_REPLIES = 96 * MIB
+#: Seconds without another message after which none comes.
+STAYS = 0.5
+
+by_transport = pytest.mark.parametrize("transport", TRANSPORTS)
+
+
+@pytest.mark.asyncio
+@by_transport
+async def test_client_that_stops_reading_bounds_the_memory_of_the_service(
+    served: Served, journal: Journal, transport: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        asking = await stack.enter_async_context(calling(served.address, "tcp"))
+        work = await stack.enter_async_context(calling(served.address, transport, timeout=60))
+
+        async def poured() -> int:
+            return (await asking.state()).poured
+
+        before = memory(served.pid)
+        streams = [await stack.enter_async_context(aclosing(work.pour(Said("")))) for _ in range(STREAMS)]
+        for stream in streams:
+            assert len(await anext(stream)) == SIZE
+        held = await settled(poured, served.pid, before)
+        for stream in streams:
+            for _ in range(200):
+                assert len(await anext(stream)) == SIZE
+        assert held < await poured() < STREAMS * MESSAGES
+
+
+@pytest.mark.asyncio
+@by_transport
+async def test_service_that_stops_reading_bounds_the_memory_of_the_client(
+    served: Served, journal: Journal, transport: str
+) -> None:
+    sent = 0
+
+    async def parts() -> AsyncIterator[str]:
+        nonlocal sent
+        for _ in range(MESSAGES):
+            sent += 1
+            yield "x" * SIZE
+
+    async def count() -> int:
+        return sent
+
+    async with AsyncExitStack() as stack:
+        asking = await stack.enter_async_context(calling(served.address, "tcp"))
+        work = await stack.enter_async_context(calling(served.address, transport, timeout=60))
+        before = memory()
+        for _ in range(STREAMS):
+            await stack.enter_async_context(beside(_take(work, parts())))
+        held = await settled(count, "self", before)
+        assert STREAMS < held
+        await asking.release()
+        await eventually(lambda: sent > held + 200 * STREAMS)
+        assert sent < STREAMS * MESSAGES
+
+
+@pytest.mark.asyncio
+@by_transport
+async def test_client_that_reads_no_replies_bounds_the_memory_of_the_service(
+    served: Served, journal: Journal, transport: str
+) -> None:
+    text, sent = said("x" * 60_000), 0
+
+    async def call_on() -> None:
+        nonlocal sent
+        hello = greeting() if transport == "tcp" else b""
+        async with connected(served.address, hello, unread=True) as raw:
+            for number in range(1, MESSAGES):
+                if transport == "tcp":
+                    await raw.say(native_call("Work.Echo", text, number))
+                else:
+                    await raw.say(http_call("Work.Echo", text))
+                sent += 1
+
+    async def count() -> int:
+        return sent
+
+    before = memory(served.pid)
+    async with beside(call_on()):
+        held = await settled(count, served.pid, before, most=MOST_REPLIES)
+    assert 10 < held < MESSAGES / 2
+    async with calling(served.address, transport) as work:
+        assert await work.echo(Said("after")) == Said("after")
+
+
+async def _take(work: Work, parts: AsyncIterator[str]) -> None:
+    await work.take(parts)
+
+
+async def settled(
+    count: Callable[[], Awaitable[int]], pid: int | str, before: int, *, most: int = MOST
+) -> int:
+    """What ``count`` stays at; meanwhile the memory of the process may not have grown by more."""
+    last, since = -1, time.monotonic()
+    while time.monotonic() - since < STAYS:
+        held = memory(pid) - before
+        assert held < most, f"{held / MIB:.0f} MiB more, with {last} messages"
+        now = await count()
+        if now != last:
+            last, since = now, time.monotonic()
+        await asyncio.sleep(0.02)
+    return last
