@@ -107,7 +107,7 @@ def test_flags_are_those_of_the_code() -> None:
             (_tcp_client._GIVE_UP - _tcp_client._ASK) * _tcp_client._LOOK == 5
             and _tcp_server._GIVE_UP - _tcp_server._SILENCE == 10,
         ),
-        ("ERROR with code 8", Code.RESOURCE_EXHAUSTED == 8),
+        ("ERROR with code 8", int(Code.RESOURCE_EXHAUSTED) == 8),
     ],
 )
 def test_numbers_of_the_page_are_those_of_the_code(said: str, so: bool) -> None:

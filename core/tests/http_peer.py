@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from google.protobuf import descriptor_pb2, message_factory
 
@@ -197,6 +197,18 @@ async def closed(reader: asyncio.StreamReader) -> None:
     async with asyncio.timeout(SOON):
         with suppress(ConnectionError):
             assert await reader.read() == b""
+
+
+def links(channel: Channel) -> set[Any]:
+    """The connections of a channel."""
+    found: set[Any] = getattr(channel, "_links")  # noqa: B009 - it belongs to HTTPChannel
+    return found
+
+
+def sessions(listener: Listener) -> set[Any]:
+    """The connections of a port."""
+    found: set[Any] = getattr(listener, "_sessions")  # noqa: B009 - it belongs to the one port
+    return found
 
 
 def vector(name: str) -> bytes:

@@ -151,9 +151,10 @@ async def test_cancellation_and_deadline_at_once_is_a_cancellation(
 
 @pytest.mark.asyncio
 async def test_inner_limit_ends_the_inner_body(deadlines: Deadlines) -> None:
+    inner = deadlines.until(soon(0.02))
     with deadlines.until(soon(10)) as outer:
         with pytest.raises(TimeoutError):
-            with deadlines.until(soon(0.02)) as inner:
+            with inner:
                 await asyncio.sleep(10)
         await asyncio.sleep(0)
     assert (outer.expired, inner.expired) == (False, True)

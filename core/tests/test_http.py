@@ -33,6 +33,7 @@ from .http_peer import (
     parsed,
     read_message,
     request,
+    sessions,
     vector,
 )
 
@@ -451,9 +452,11 @@ async def test_chunked_body_may_have_extensions_and_trailers(listener: Listener)
 
 @pytest.mark.asyncio
 async def test_handler_of_a_caller_that_hangs_up_is_cancelled(transport: HTTPTransport) -> None:
+    begun: list[bool] = []
     cancelled: list[float] = []
 
     async def wait(_: Call, __: Body) -> Reply:
+        begun.append(True)
         try:
             await asyncio.sleep(SOON)
         except asyncio.CancelledError:
@@ -464,8 +467,7 @@ async def test_handler_of_a_caller_that_hangs_up_is_cancelled(transport: HTTPTra
     async with listening(transport, handler=wait) as listener:
         async with connected(listener.address) as (_, writer):
             writer.write(request())
-            await writer.drain()
-            await asyncio.sleep(0.05)
+            await eventually(lambda: begun)
             hung_up = time.monotonic()
         await eventually(lambda: cancelled)
         assert cancelled[0] - hung_up < 0.1 + 2.0
@@ -476,21 +478,23 @@ async def test_draining_server_answers_what_runs_and_says_that_it_closes(
     transport: HTTPTransport,
 ) -> None:
     release = asyncio.Event()
+    begun: list[bool] = []
 
     async def wait(_: Call, __: Body) -> Reply:
+        begun.append(True)
         await release.wait()
         return Reply(body=b"{}")
 
     async with listening(transport, handler=wait) as listener:
-        async with connected(listener.address) as busy, connected(listener.address) as idle:
-            idle[1].write(request()[:5])  # it has begun
+        async with connected(listener.address) as busy, connected(listener.address) as late:
+            late[1].write(request()[:5])
             busy[1].write(request())
-            await asyncio.sleep(0.05)
+            await eventually(lambda: begun and len(sessions(listener)) == 2)
             draining = asyncio.create_task(listener.drain(SOON))
-            await asyncio.sleep(0.05)
-            idle[1].write(request()[5:])
+            await eventually(lambda: all(one._draining for one in sessions(listener)))
+            late[1].write(request()[5:])
             release.set()
-            for reader, _ in (busy, idle):
+            for reader, _ in (busy, late):
                 got = await read_message(reader)
                 assert (got.body, got.headers["connection"]) == (b"{}\n", "close")
                 await closed(reader)
@@ -504,7 +508,7 @@ async def test_idle_connection_outlives_that_of_a_go_client(listener: Listener) 
     async with connected(listener.address) as (reader, writer):
         writer.write(request())
         await read_message(reader)
-        (session,) = listener._sessions  # type: ignore[attr-defined]
+        (session,) = sessions(listener)
         assert session.expires - time.monotonic() > 60
 
 
@@ -532,7 +536,7 @@ async def test_caller_that_reads_nothing_is_cut_off(transport: HTTPTransport) ->
         host, _, port = listener.address.rpartition(":")
         with socket.create_connection((host, int(port))) as peer:
             peer.sendall(request() * 100)
-            await eventually(lambda: not listener._sessions)  # type: ignore[attr-defined]
+            await eventually(lambda: not sessions(listener))
         assert calls < 20
 
 
@@ -545,7 +549,7 @@ async def test_unix_socket_carries_calls(transport: HTTPTransport, tmp_path: Pat
         assert listener.address == f"unix:{tmp_path}/socket"
         call = Call(service="helloworld", endpoint="Helloworld.Call")
         assert (await channel.call(call, b'{"name":"Ann"}')).body == b'{"message":"Hello Ann"}'
-    assert not (tmp_path / "socket").exists()  # noqa: ASYNC240 - it is quick
+    assert not (tmp_path / "socket").exists()
 
 
 @pytest.mark.asyncio

@@ -18,7 +18,7 @@ from micro.call import Call
 from micro.testing import eventually
 from micro.transport import Channel, Limits
 
-from .http_peer import connected_transport, dialled, parsed, vector
+from .http_peer import connected_transport, dialled, links, parsed, vector
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -99,6 +99,8 @@ UNARY_JSON = [
 async def test_captured_reply_is_understood(dial: Dial, name: str) -> None:
     channel = await dial(GoServer(vector(f"{name}.rsp.http")))
     reply = await channel.call(call(), b"{}")
+    assert isinstance(reply.body, bytes)
+    assert isinstance(reply.body, bytes)
     assert json.loads(reply.body) == json.loads(parsed(vector(f"{name}.rsp.http")).body)
     assert not any(name.startswith(("micro-", "x-micro-")) for name in reply.metadata)
 
@@ -211,7 +213,7 @@ async def test_connection_that_was_idle_for_long_is_not_used_again(
     await asyncio.sleep(0.1)
     await channel.call(call(), b"")
     assert server.connections == 3
-    await eventually(lambda: len(channel._links) == 1)  # type: ignore[attr-defined]
+    await eventually(lambda: len(links(channel)) == 1)
 
 
 @pytest.mark.asyncio
@@ -221,7 +223,7 @@ async def test_connection_that_the_server_closed_is_not_used_again(dial: Dial) -
     for number in range(3):
         await channel.call(call(), b"{}")
         assert server.connections == number + 1
-        await eventually(lambda: not channel._links)  # type: ignore[attr-defined]
+        await eventually(lambda: not links(channel))
 
 
 @pytest.mark.asyncio
@@ -229,9 +231,9 @@ async def test_server_that_speaks_unasked_is_not_listened_to(dial: Dial) -> None
     server = GoServer(OK, OK)
     channel = await dial(server)
     await channel.call(call(), b"")
-    (link,) = channel._links  # type: ignore[attr-defined]
+    (link,) = links(channel)
     link.data_received(OK)
-    await eventually(lambda: not channel._links)  # type: ignore[attr-defined]
+    await eventually(lambda: not links(channel))
     assert (await channel.call(call(), b"")).body == b"{}"
     assert server.connections == 2
 
@@ -290,7 +292,7 @@ async def test_reply_over_a_limit_is_refused_before_it_is_there(
     channel = await dial(GoServer(head), limits)
     with pytest.raises(micro.TooLarge):
         await channel.call(call(), b"")
-    await eventually(lambda: not channel._links)  # type: ignore[attr-defined]
+    await eventually(lambda: not links(channel))
 
 
 @pytest.mark.asyncio

@@ -26,6 +26,7 @@ from .http_peer import (
     listening,
     read_message,
     request,
+    sessions,
 )
 
 MIB = 1024 * 1024
@@ -299,7 +300,7 @@ async def test_idle_connections_are_capped_and_others_served(transport: HTTPTran
         for _ in range(100):
             with suppress(ConnectionError):
                 await stack.enter_async_context(connected(listener.address))
-        assert len(listener._sessions) <= 20  # type: ignore[attr-defined]
+        assert len(sessions(listener)) <= 20
         writer.write(request())
         assert (await read_message(reader)).status == 200
 

@@ -27,9 +27,11 @@ from .http_peer import (
     connected_transport,
     dialled,
     go_request,
+    links,
     listening,
     parsed,
     read_message,
+    sessions,
     vector,
 )
 
@@ -237,10 +239,10 @@ async def test_message_over_the_limit_ends_the_stream_and_its_handler(
     begun: list[bool] = []
     ended: list[bool] = []
 
-    async def listen(_: Call, body: Body) -> Reply:
+    async def listen(call: Call, body: Body) -> Reply:
         begun.append(True)
         try:
-            async for _ in cast("AsyncIterator[bytes]", body):
+            async for __ in cast("AsyncIterator[bytes]", body):
                 pass
         finally:
             ended.append(True)
@@ -262,10 +264,10 @@ async def test_handler_that_reads_nothing_holds_little(transport: HTTPTransport)
     release = asyncio.Event()
     heard = 0
 
-    async def wait(_: Call, body: Body) -> Reply:
+    async def wait(call: Call, body: Body) -> Reply:
         nonlocal heard
         await release.wait()
-        async for _ in cast("AsyncIterator[bytes]", body):
+        async for __ in cast("AsyncIterator[bytes]", body):
             heard += 1
         return Reply(body=b"{}")
 
@@ -276,18 +278,18 @@ async def test_handler_that_reads_nothing_holds_little(transport: HTTPTransport)
             async with connected(listener.address) as (reader, writer):
                 count = 10_000_000 // (size + 200)
                 writer.write(says("") + says("x" * size) * count + EOS)
-                (session,) = await eventually(lambda: sessions(listener))
-                await asyncio.sleep(0.3)
-                assert session._stream._inbox._size < most
+                (session,) = await eventually(lambda: streaming(listener))
+                inbox = session._stream._inbox
+                await eventually(lambda inbox=inbox: inbox._paused)
+                assert inbox._size < most
                 release.set()
                 assert (await read_message(reader)).body == b"{}"
                 assert heard == count
 
 
-def sessions(listener: Listener) -> set[Any]:
-    """Those that have a stream."""
-    found: set[Any] = listener._sessions  # type: ignore[attr-defined]
-    return {session for session in found if getattr(session, "_stream", None) is not None}
+def streaming(listener: Listener) -> set[Any]:
+    """The connections that have a stream."""
+    return {one for one in sessions(listener) if getattr(one, "_stream", None) is not None}
 
 
 # -- we stream with a Go server ----------------------------------------------------------------
@@ -417,7 +419,7 @@ async def test_each_stream_has_a_connection_of_its_own(dial: Dial) -> None:
     await asyncio.gather(*(heard(channel, chat(), said(b"{}", ends=False)) for _ in range(3)))
     assert server.connections == 3
     await eventually(lambda: server.lost == 3)
-    assert not channel._links  # type: ignore[attr-defined]
+    assert not links(channel)
 
 
 @pytest.mark.asyncio

@@ -1,4 +1,4 @@
-"""The native transport, a client and a server together, where the suite has no promise of its own."""
+"""The native transport, client and server together, where the suite has no promise of its own."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ async def test_small_request_waits_for_little_of_16_mib() -> None:
         large = asyncio.create_task(channel.call(new_call(), bytes(16 * MIB)))
         began = time.monotonic()
         await asyncio.sleep(0.2)
-        at_call = (time.monotonic() - began) * 16 * MIB
+        at_call = int((time.monotonic() - began) * 16 * MIB)
         await channel.call(new_call(), b"a")
         assert not large.done()
         await large
@@ -303,9 +303,7 @@ async def test_drain_under_load_loses_no_call() -> None:
     refused: set[bytes] = set()
 
     async with listening(handler) as listener, AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(dialled(listener.address)) for _ in range(5)
-        ]
+        channels = [await stack.enter_async_context(dialled(listener.address)) for _ in range(5)]
 
         async def caller(number: int) -> None:
             for one in range(10_000):

@@ -641,9 +641,7 @@ async def test_truncated_frame_and_end_of_file_end_the_connection(
 
 
 @pytest.mark.asyncio
-async def test_cancel_reaches_the_handler_and_is_not_answered(
-    peer: Peer, handler: Acting
-) -> None:
+async def test_cancel_reaches_the_handler_and_is_not_answered(peer: Peer, handler: Acting) -> None:
     peer.write(request(1, "Wait.Call"), opened(2))
     await eventually(lambda: handler.running == 2)
     assert (await peer.read())[:3] == (REPLY, 0, 2)
@@ -789,9 +787,7 @@ async def test_credit_comes_back_as_it_is_read(peer: Peer, handler: Acting) -> N
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("size", [0, 1000, PIECE, MIB], ids=str)
-async def test_who_overruns_its_credit_is_cut_off(
-    peer: Peer, handler: Acting, size: int
-) -> None:
+async def test_who_overruns_its_credit_is_cut_off(peer: Peer, handler: Acting, size: int) -> None:
     """With pieces of one message, credit comes back; not beyond the message."""
     peer.write(opened(1, "Hold.All"))
     assert (await peer.read()).kind == REPLY
@@ -818,7 +814,8 @@ async def test_no_way_to_cut_a_message_gives_more_credit_than_it_cost(peer: Peer
         peer.write(data(1, bytes(PIECE), more=True), data(1))
         cost += PIECE + 32
     peer.write(Frame(PING))
-    given, kinds = 0, []
+    given = 0
+    kinds: list[int] = []
     while not kinds or kinds[-1] not in (PONG, GOAWAY):
         frame = await peer.read()
         kinds.append(frame.kind)
@@ -922,9 +919,7 @@ async def test_silent_client_with_a_call_is_asked_and_given_up(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("slow", ["piece", "frame", "header"])
-async def test_message_that_takes_too_long_ends_the_connection(
-    handler: Acting, slow: str
-) -> None:
+async def test_message_that_takes_too_long_ends_the_connection(handler: Acting, slow: str) -> None:
     said = b"".join(frame.encode() for frame in pieces(request, 1, bytes(2 * PIECE)))
     begin = {"piece": PIECE + 50, "frame": 50, "header": 5}[slow]
     async with listening(handler, body_timeout=0.4) as listener:

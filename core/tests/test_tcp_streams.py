@@ -41,7 +41,10 @@ def messages(reply: Reply) -> AsyncIterator[bytes]:
 
 
 def made(count: Sequence[int], mark: int) -> list[bytes]:
-    return [bytes([mark, number % 256])[:size] + bytes(max(size - 2, 0)) for number, size in enumerate(count)]
+    return [
+        bytes([mark, number % 256])[:size] + bytes(max(size - 2, 0))
+        for number, size in enumerate(count)
+    ]
 
 
 async def given_out(what: Sequence[bytes], rest: int) -> AsyncIterator[bytes]:

@@ -15,8 +15,9 @@ from tests.faults.wire import CREDIT, DATA, HELLO, PING, REPLY, SETTINGS, frame,
 from micro.testing import eventually
 
 _NOISE = 4096
-#: Bytes of what never ends.
+#: Bytes of what never ends, and how many are said at once.
 _MOST = 64 * 1024 * 1024
+_CHUNK = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ async def babbling(script: Script, chance: Random) -> AsyncIterator[str]:
             answer = _said(script.answer, chance, 0.9)
             writer.write(answer)
             if after == "more":
-                await _go_on(writer, chance.choice([answer, chance.randbytes(_NOISE), bytes(_NOISE)]))
+                await _go_on(
+                    writer, chance.choice([answer, chance.randbytes(_NOISE), bytes(_NOISE)])
+                )
             elif after == "silence":
                 while await reader.read(_NOISE):
                     pass
@@ -95,7 +98,8 @@ def _said(script: bytes, chance: Random, spoilt: float) -> bytes:
 
 
 async def _go_on(writer: asyncio.StreamWriter, noise: bytes) -> None:
-    noise = noise or b"\0"
-    for _ in range(_MOST // len(noise)):
-        writer.write(noise)
+    chunk = (noise or b"\0") * (_CHUNK // max(len(noise), 1))
+    for _ in range(_MOST // _CHUNK):
+        writer.write(chunk)
         await writer.drain()
+        await asyncio.sleep(0)  # what is taken at once lets nobody else run

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,6 @@ async def calling(address: str, transport: str, *, timeout: float = 5.0) -> Asyn
 
 
 @asynccontextmanager
-async def linked(
-    served: Served, transport: str, chance: random.Random, *, timeout: float = 5.0
-) -> AsyncIterator[tuple[FaultProxy, Work]]:
-    """A client, and the link by which it reaches the service."""
-    async with FaultProxy(served.address, seed=chance.randrange(10**6)) as link:
-        async with calling(link.address, transport, timeout=timeout) as work:
-            yield link, work
-
-
-@asynccontextmanager
 async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Have ``work`` run, and cancel it at the end."""
     task = asyncio.create_task(work)
@@ -98,6 +88,38 @@ def shown(failed: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(failed.items())) or "0 failed"
 
 
+class Stage:
+    """A service, its callers, the links between them, and what chance does.
+
+    ``figures`` is what the end of the run tells of it.
+    """
+
+    def __init__(
+        self, served: Served, journal: Journal, chance: random.Random, *, full: bool
+    ) -> None:
+        self.served = served
+        self.journal = journal
+        self.chance = chance
+        self.full = full
+        self.figures = ""
+
+    def calling(self, transport: str, *, timeout: float = 5.0) -> AbstractAsyncContextManager[Work]:
+        """A client of the service, by one transport alone."""
+        return calling(self.served.address, transport, timeout=timeout)
+
+    def link(self) -> FaultProxy:
+        """A way to the service that may be bad; enter it."""
+        return FaultProxy(self.served.address, seed=self.chance.randrange(10**6))
+
+    @asynccontextmanager
+    async def linked(
+        self, transport: str, *, timeout: float = 5.0
+    ) -> AsyncIterator[tuple[FaultProxy, Work]]:
+        """A link, and a client that reaches the service by it."""
+        async with self.link() as link, calling(link.address, transport, timeout=timeout) as work:
+            yield link, work
+
+
 class Callers:
     """Those who call the service at once by one client, and what came of it.
 
@@ -108,9 +130,8 @@ class Callers:
 
     def __init__(
         self,
+        stage: Stage,
         work: Work,
-        journal: Journal,
-        chance: random.Random,
         *,
         timeout: tuple[float, float] = (5.0, 5.0),
         expected: tuple[type[MicroError], ...] = (),
@@ -121,8 +142,8 @@ class Callers:
         self.unsent: list[str] = []
         self.texts: list[str] = []
         self._work = work
-        self._journal = journal
-        self._chance = chance
+        self._journal = stage.journal
+        self._chance = stage.chance
         self._timeout = timeout
         self._expected = expected
 

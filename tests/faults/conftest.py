@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults.calls import Served
+from tests.faults.calls import Served, Stage
 from tests.faults.fleet import Fleet
 from tests.faults.observers import Journal, WatchedRegistry
 
@@ -84,8 +84,11 @@ def journal(request: pytest.FixtureRequest) -> Iterator[Journal]:
     yield journal
     gc.collect()  # what nobody has awaited says so now
     logging.getLogger().removeHandler(journal)
-    print(journal.text)
-    journal.check()
+    try:
+        journal.check()
+    except AssertionError as exc:
+        exc.add_note(journal.text)
+        raise
 
 
 @pytest.fixture
@@ -97,10 +100,17 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
-def figures(request: pytest.FixtureRequest) -> Callable[[object], None]:
-    """Has the end of the run tell what came of a test."""
-    properties = request.node.user_properties
-    return lambda text: properties.append((FIGURES, str(text)))
+def stage(
+    request: pytest.FixtureRequest,
+    served: Served,
+    journal: Journal,
+    chance: random.Random,
+    full: bool,
+) -> Iterator[Stage]:
+    stage = Stage(served, journal, chance, full=full)
+    yield stage
+    if stage.figures:
+        request.node.user_properties.append((FIGURES, stage.figures))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import gc
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -39,8 +39,8 @@ class State:
     """Of the process: its tasks, and the pieces of memory that Python has given out.
 
     ``begun`` is how many calls of ``wait`` and ``drip`` there were, ``poured`` how many messages of
-    ``pour``. ``blocked`` is the most that its loop has computed without looking at anything else, in seconds
-    of the processor: a busy machine adds nothing to it.
+    ``pour``. ``blocked`` is the most that its loop has computed without looking at anything else,
+    in seconds of the processor: a busy machine adds nothing to it.
     """
 
     tasks: int
@@ -77,13 +77,13 @@ class Work:
         await asyncio.Event().wait()
         return said
 
-    async def drip(self, said: Said) -> AsyncIterator[Said]:
+    async def drip(self, said: Said) -> AsyncGenerator[Said, None]:
         """One message, and then nothing."""
         self._begun += 1
         yield said
         await asyncio.Event().wait()
 
-    async def pour(self, said: Said) -> AsyncIterator[str]:
+    async def pour(self, said: Said) -> AsyncGenerator[str, None]:
         """1 GiB, if its reader takes it."""
         message = "x" * SIZE
         for _ in range(MESSAGES):
@@ -98,7 +98,7 @@ class Work:
     async def release(self) -> None:
         self._released.set()
 
-    async def chat(self, said: AsyncIterator[Said]) -> AsyncIterator[Said]:
+    async def chat(self, said: AsyncIterator[Said]) -> AsyncGenerator[Said, None]:
         async for one in said:
             yield one
 

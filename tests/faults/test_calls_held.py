@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 
 import pytest
-from tests.faults.calls import MIB, TRANSPORTS, Served, beside, calling, memory
-from tests.faults.observers import Journal
+from tests.faults.calls import MIB, TRANSPORTS, Stage, beside, memory
 from tests.faults.served import MESSAGES, SIZE, Said, Work
 from tests.faults.wire import connected, greeting, http_call, native_call, said
 
@@ -30,20 +29,21 @@ by_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.asyncio
 @by_transport
 async def test_client_that_stops_reading_bounds_the_memory_of_the_service(
-    served: Served, journal: Journal, transport: str
+    stage: Stage, transport: str
 ) -> None:
     async with AsyncExitStack() as stack:
-        asking = await stack.enter_async_context(calling(served.address, "tcp"))
-        work = await stack.enter_async_context(calling(served.address, transport, timeout=60))
+        asking = await stack.enter_async_context(stage.calling("tcp"))
+        work = await stack.enter_async_context(stage.calling(transport, timeout=60))
 
         async def poured() -> int:
             return (await asking.state()).poured
 
-        before = memory(served.pid)
-        streams = [await stack.enter_async_context(aclosing(work.pour(Said("")))) for _ in range(STREAMS)]
+        before = memory(stage.served.pid)
+        streams = [work.pour(Said("")) for _ in range(STREAMS)]
         for stream in streams:
+            await stack.enter_async_context(aclosing(stream))
             assert len(await anext(stream)) == SIZE
-        held = await settled(poured, served.pid, before)
+        held = await settled(poured, stage.served.pid, before)
         for stream in streams:
             for _ in range(200):
                 assert len(await anext(stream)) == SIZE
@@ -53,7 +53,7 @@ async def test_client_that_stops_reading_bounds_the_memory_of_the_service(
 @pytest.mark.asyncio
 @by_transport
 async def test_service_that_stops_reading_bounds_the_memory_of_the_client(
-    served: Served, journal: Journal, transport: str
+    stage: Stage, transport: str
 ) -> None:
     sent = 0
 
@@ -67,13 +67,13 @@ async def test_service_that_stops_reading_bounds_the_memory_of_the_client(
         return sent
 
     async with AsyncExitStack() as stack:
-        asking = await stack.enter_async_context(calling(served.address, "tcp"))
-        work = await stack.enter_async_context(calling(served.address, transport, timeout=60))
+        asking = await stack.enter_async_context(stage.calling("tcp"))
+        work = await stack.enter_async_context(stage.calling(transport, timeout=60))
         before = memory()
         for _ in range(STREAMS):
             await stack.enter_async_context(beside(_take(work, parts())))
         held = await settled(count, "self", before)
-        assert STREAMS < held
+        assert held > STREAMS
         await asking.release()
         await eventually(lambda: sent > held + 200 * STREAMS)
         assert sent < STREAMS * MESSAGES
@@ -82,29 +82,29 @@ async def test_service_that_stops_reading_bounds_the_memory_of_the_client(
 @pytest.mark.asyncio
 @by_transport
 async def test_client_that_reads_no_replies_bounds_the_memory_of_the_service(
-    served: Served, journal: Journal, transport: str
+    stage: Stage, transport: str
 ) -> None:
+    address, pid = stage.served.address, stage.served.pid
     text, sent = said("x" * 60_000), 0
+    native = transport == "tcp"
 
     async def call_on() -> None:
         nonlocal sent
-        hello = greeting() if transport == "tcp" else b""
-        async with connected(served.address, hello, unread=True) as raw:
+        async with connected(address, greeting() if native else b"", unread=True) as raw:
             for number in range(1, MESSAGES):
-                if transport == "tcp":
-                    await raw.say(native_call("Work.Echo", text, number))
-                else:
-                    await raw.say(http_call("Work.Echo", text))
+                http = http_call("Work.Echo", text)
+                call = native_call("Work.Echo", text, number) if native else http
+                await raw.say(call)
                 sent += 1
 
     async def count() -> int:
         return sent
 
-    before = memory(served.pid)
+    before = memory(pid)
     async with beside(call_on()):
-        held = await settled(count, served.pid, before, most=MOST_REPLIES)
+        held = await settled(count, pid, before, most=MOST_REPLIES)
     assert 10 < held < MESSAGES / 2
-    async with calling(served.address, transport) as work:
+    async with stage.calling(transport) as work:
         assert await work.echo(Said("after")) == Said("after")
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.faults.calls import MIB, SLACK, Served, beside, calling, files, memory
-from tests.faults.observers import Journal
+from tests.faults.calls import MIB, SLACK, TRANSPORTS, Served, Stage, beside, files, memory
 from tests.faults.served import Said, Work
 from tests.faults.wire import (
     ERROR,
@@ -30,6 +29,7 @@ from tests.faults.wire import (
     native_call,
     said,
 )
+
 from micro.testing import eventually
 
 #: Bytes that the service's memory may grow by, and seconds that its loop may compute at a stretch.
@@ -41,7 +41,7 @@ MESSAGE = 4 * MIB
 #: Answers that others have to get beside an input, that it means something.
 ENOUGH = 20
 #: How often each input is sent, at once.
-TIMES = 20
+TIMES = 8
 #: Connections that nobody uses, and how many the service takes.
 IDLE, CONNECTIONS = 10_000, 1000
 #: Seconds that the service gives who is refused to read why, and between two looks of its at
@@ -92,10 +92,9 @@ def many_files() -> Iterator[None]:
 class Others:
     """Those who call the service meanwhile, by both protocols."""
 
-    def __init__(self, served: Served, journal: Journal) -> None:
-        self._served = served
-        self._journal = journal
-        self._answers = 0
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._answers = dict.fromkeys(TRANSPORTS, 0)
         self._slowest = 0.0
 
     async def suffer(self, *inputs: Callable[[], Awaitable[None]]) -> None:
@@ -103,44 +102,46 @@ class Others:
 
         It is done until there was enough traffic beside it to tell.
         """
-        before, self._answers = memory(self._served.pid), 0
-        async with self._call_on("tcp") as native, self._call_on("http") as http:
-            while self._answers < ENOUGH:
-                await asyncio.sleep(0.01)
+        before = memory(self._stage.served.pid)
+        enough = min(self._answers.values()) + ENOUGH
+        async with self._call_on("tcp") as native, self._call_on("http"):
+            while min(self._answers.values()) < enough:
                 for one in inputs:
                     await asyncio.gather(*(one() for _ in range(TIMES)))
-            await asyncio.gather(self._call(native), self._call(http))
+                await asyncio.sleep(0)
+            enough = max(self._answers.values()) + 2
+            await eventually(lambda: min(self._answers.values()) >= enough)
             state = await native.state()
-        assert memory(self._served.pid) - before < GROWTH
+        assert memory(self._stage.served.pid) - before < GROWTH
         assert state.blocked < BLOCKED
         assert self._slowest < BLOCKED + SLACK
-        self._served.check()
+        self._stage.served.check()
 
     @asynccontextmanager
     async def _call_on(self, transport: str) -> AsyncIterator[Work]:
         async def run() -> None:
             while True:
-                await self._call(work)
+                await self._call(work, transport)
                 await asyncio.sleep(0.005)
 
-        async with calling(self._served.address, transport) as work:
-            await self._call(work)  # who is connected, stays so
+        async with self._stage.calling(transport) as work:
+            await self._call(work, transport)  # who is connected, stays so
             async with beside(run()):
                 yield work
 
-    async def _call(self, work: Work) -> None:
+    async def _call(self, work: Work, transport: str) -> None:
         began = time.monotonic()
         try:
             await work.echo(Said("ping"))
         except Exception as exc:  # whatever it is, it is wrong
-            self._journal.blame(f"another failed: {exc!r}")
-        self._answers += 1
+            self._stage.journal.blame(f"a call by {transport} failed: {exc!r}")
+        self._answers[transport] += 1
         self._slowest = max(self._slowest, time.monotonic() - began)
 
 
 @pytest.fixture
-def others(served: Served, journal: Journal) -> Others:
-    return Others(served, journal)
+def others(stage: Stage) -> Others:
+    return Others(stage)
 
 
 @pytest.mark.asyncio
@@ -206,9 +207,7 @@ async def test_3_a_length_of_4_gib(served: Served, others: Others) -> None:
 
 
 @pytest.mark.asyncio
-async def test_4_1_gib_after_a_length_of_10(
-    served: Served, others: Others, chance: Random
-) -> None:
+async def test_4_1_gib_after_a_length_of_10(served: Served, others: Others, chance: Random) -> None:
     beginnings = [
         greeting() + native_call("Work.Echo", b"x" * 10),
         http_call("Work.Echo", b"x" * 10),
@@ -320,9 +319,7 @@ async def test_8_a_body_that_comes_slowly(
 
 @pytest.mark.asyncio
 @pytest.mark.usefixtures("many_files")
-async def test_9_10000_idle_connections(
-    served: Served, others: Others, patience: Patience
-) -> None:
+async def test_9_10000_idle_connections(served: Served, others: Others, patience: Patience) -> None:
     idle: list[socket.socket] = []
 
     async def connect() -> None:

@@ -13,8 +13,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from tests.faults.calls import MIB, TRANSPORTS, Served, calling, files, memory
-from tests.faults.observers import Journal
+from tests.faults.calls import MIB, TRANSPORTS, Served, Stage, files, memory
 from tests.faults.served import Said, Work
 
 import micro
@@ -23,48 +22,43 @@ from micro.testing import eventually
 
 #: Callers of each transport. HTTP's calls cost more, and have a connection each to themselves.
 NATIVE, HTTP = 48, 16
+#: How many of 1,000 calls are plain, large, cancelled, hasty.
+WEIGHTS = (960, 1, 20, 20)
 #: How many times as long texts are large: most of them do not fit one frame.
 LARGE = 4000
 
 
 @pytest.mark.asyncio
 @pytest.mark.timeout(280)
-async def test_no_call_gets_the_reply_of_another(
-    served: Served, journal: Journal, chance: Random, full: bool, figures: Callable[[object], None]
-) -> None:
-    numbers = iter(range(1_000_000 if full else 50_000))
-    ended: Counter[str] = Counter()
-    async with calling(served.address, "tcp") as native, calling(served.address, "http") as http:
+async def test_no_call_gets_the_reply_of_another(stage: Stage) -> None:
+    numbers = iter(range(1_000_000 if stage.full else 50_000))
+    async with stage.calling("tcp") as native, stage.calling("http") as http:
         ways = [native] * NATIVE + [http] * HTTP
-        callers = [Caller(work, numbers, chance, journal, ended) for work in ways]
-        await asyncio.gather(*(one.run() for one in callers))
+        callers = [Caller(stage, work, numbers) for work in ways]
+        await asyncio.gather(*(caller.run() for caller in callers))
+    ended = sum((caller.ended for caller in callers), Counter[str]())
     assert ended["cancelled"] > 100
     assert ended["late"] > 100
-    figures(f"{ended['answered']:7} calls, {ended['cancelled']} cancelled, {ended['late']} late")
+    stage.figures = (
+        f"{ended['answered']:7} calls, {ended['cancelled']} cancelled, {ended['late']} late"
+    )
 
 
 class Caller:
     """Calls as long as there are numbers; a few calls are large, a few cancelled, a few hasty."""
 
-    def __init__(
-        self,
-        work: Work,
-        numbers: Iterator[int],
-        chance: Random,
-        journal: Journal,
-        ended: Counter[str],
-    ) -> None:
+    def __init__(self, stage: Stage, work: Work, numbers: Iterator[int]) -> None:
+        self.ended: Counter[str] = Counter()
         self._work = work
         self._numbers = numbers
-        self._chance = chance
-        self._journal = journal
-        self._ended = ended
+        self._chance = stage.chance
+        self._journal = stage.journal
 
     async def run(self) -> None:
-        kinds = self._chance.choices
+        kinds = (self._plain, self._large, self._cancelled, self._hasty)
         for number in self._numbers:
+            (call,) = self._chance.choices(kinds, WEIGHTS)
             said = Said("x" * (number % 50), number)
-            (call,) = kinds([self._plain, self._large, self._cancelled, self._hasty], [96, 0.1, 2, 2])
             while not await call(said):
                 call = self._plain
 
@@ -81,20 +75,20 @@ class Caller:
         await asyncio.wait([task], timeout=self._chance.random() * 0.004)
         task.cancel()
         await asyncio.wait([task])
-        self._ended["cancelled"] += task.cancelled()
+        self.ended["cancelled"] += task.cancelled()
         return not task.cancelled() and task.result()
 
     async def _hasty(self, said: Said) -> bool:
         try:
             got = await micro.using(self._work, timeout=self._chance.random() * 0.004).echo(said)
         except DeadlineExceeded:
-            self._ended["late"] += 1
+            self.ended["late"] += 1
             return False
         self._compare(said, got)
         return True
 
     def _compare(self, said: Said, got: Said) -> None:
-        self._ended["answered"] += 1
+        self.ended["answered"] += 1
         if got != said:
             self._journal.blame(f"{said.number} got the reply {got.number}")
 
@@ -103,19 +97,19 @@ class Caller:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_calls_and_streams_that_are_cancelled_leave_nothing(
-    served: Served, journal: Journal, chance: Random, full: bool, transport: str
+    stage: Stage, transport: str
 ) -> None:
-    calls, streams = (10_000, 1000) if full or transport == "tcp" else (2000, 200)
-    give_up = GivingUp(chance, *{"tcp": (50, 0.01), "http": (20, 0.05)}[transport])
-    async with calling(served.address, transport, timeout=60) as work:
+    calls, streams = (10_000, 1000) if stage.full or transport == "tcp" else (1000, 100)
+    give_up = GivingUp(stage.chance, *{"tcp": (50, 0.01), "http": (20, 0.05)}[transport])
+    async with stage.calling(transport, timeout=60) as work:
         await give_up(work, calls // 10, streams // 10)  # what is made once, stays
-        before = await in_use(served, work)
+        before = await in_use(stage.served, work)
         begun = (await work.state()).begun
         await give_up(work, calls, streams)
         assert (await work.state()).begun - begun > (calls + streams) / 2
 
         async def more() -> dict[str, int]:
-            return grown(before, await in_use(served, work), calls)
+            return grown(before, await in_use(stage.served, work), calls)
 
         async def no_more() -> bool:
             return not await more()

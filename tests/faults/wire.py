@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 import msgspec
 
@@ -113,14 +114,12 @@ class Raw:
 
 
 @asynccontextmanager
-async def connected(
-    address: str, said: bytes = b"", *, unread: bool = False
-) -> AsyncIterator[Raw]:
+async def connected(address: str, said: bytes = b"", *, unread: bool = False) -> AsyncIterator[Raw]:
     """A connection on which something has been said already; ``unread``: nothing is read of it."""
     host, _, port = address.rpartition(":")
     raw = Raw(*await asyncio.open_connection(host, int(port)))
     if unread:
-        raw.writer.transport.pause_reading()
+        cast("asyncio.Transport", raw.writer.transport).pause_reading()
     try:
         await raw.say(said)
         yield raw

@@ -105,9 +105,7 @@ def _backend(
     return plugins.create(kind, settings.url(kind.__name__.lower(), code, default))
 
 
-def _transports(
-    code: Transport | str | None, settings: Settings, plugins: Plugins
-) -> Sequence[Transport]:
+def _transports(code: object, settings: Settings, plugins: Plugins) -> Sequence[Transport]:
     """The transports, the best first; several of them share one port."""
     if code is not None and not isinstance(code, str):
         if not isinstance(code, Transport):

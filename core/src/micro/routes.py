@@ -174,8 +174,8 @@ class Routes:
             dialled = asyncio.create_task(self._dial(peer.way))
             self._channels[peer.way] = dialled
             dialled.add_done_callback(partial(self._dialled, peer.way))
-        peer.channel = await asyncio.shield(dialled)
-        return peer.channel
+        channel = peer.channel = await asyncio.shield(dialled)
+        return channel
 
     async def hold(self, service: str | None) -> View:
         """The view of a service (None: of all), until it is released."""

@@ -294,7 +294,7 @@ async def test_a_server_that_is_full_is_resource_exhausted_and_still_read(
     connected: Connected, small: EtcdServer
 ) -> None:
     async with connected(small.url) as registry:
-        with pytest.raises(ResourceExhausted, match="space"):  # noqa: PT012 - at some step
+        with pytest.raises(ResourceExhausted, match="space"):
             for step in range(100):
                 large = msgspec.structs.replace(NODE, metadata={"a": f"{step:8000}"})
                 await registry.register(large, ttl=60)

@@ -169,10 +169,10 @@ class Link(asyncio.BufferedProtocol):
         self._memory[:held] = self._tail
         return self._memory[held:]
 
-    def buffer_updated(self, count: int) -> None:
+    def buffer_updated(self, nbytes: int) -> None:
         flushing, self._flushing = self._flushing, True
         try:
-            self._read(self._held + count)
+            self._read(self._held + nbytes)
         except frames.Broken as exc:
             self._tail = b""
             self.broken(DataLoss(str(exc)))
