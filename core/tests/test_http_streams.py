@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import pytest
@@ -280,7 +281,7 @@ async def test_handler_that_reads_nothing_holds_little(transport: HTTPTransport)
                 writer.write(says("") + says("x" * size) * count + EOS)
                 (session,) = await eventually(lambda: streaming(listener))
                 inbox = session._stream._inbox
-                await eventually(lambda inbox=inbox: inbox._paused)
+                await eventually(partial(getattr, inbox, "_paused"))
                 assert inbox._size < most
                 release.set()
                 assert (await read_message(reader)).body == b"{}"

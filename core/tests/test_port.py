@@ -439,7 +439,7 @@ async def test_address_that_cannot_be_listened_at_is_told(address: str, text: st
     "address", ["", "unix:", "unix:relative", "host", "host:", ":8080", "a:65536"]
 )
 async def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(InvalidArgument, match="write host:port, as .*, or unix:/path"):
+    with pytest.raises(InvalidArgument, match="write host:port, as"):
         async with port(Acting(), address):
             pass
 

@@ -1,8 +1,8 @@
 """Feeds decoders with what coverage suggests, with atheris: run.py [TARGET ...] [--seconds N].
 
 Each target runs in a process of its own, which begins with the corpus. An input that fails is
-written to ``tests/fuzz/found`` and shown; ``--save`` keeps in the corpus what goes a way through our
-code that nothing in it went.
+written to ``tests/fuzz/found`` and shown; ``--save`` keeps in the corpus what goes a way through
+our code that nothing in it went.
 """
 
 from __future__ import annotations

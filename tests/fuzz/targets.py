@@ -1,5 +1,7 @@
-"""What reads bytes of others: each target takes any bytes, and lets no other error escape than those
-that its decoder promises. Beside that it checks what has to hold of what was read.
+"""What reads bytes of others: each target takes any bytes.
+
+It lets no other error escape than those that its decoder promises, and checks what has to hold of
+what was read.
 """
 
 from __future__ import annotations
