@@ -70,6 +70,13 @@ def faults(session: nox.Session) -> None:
     session.run("pytest", *PARALLEL, "tests/faults", *session.posargs)
 
 
+@nox.session(python="3.11", default=False)
+def fuzz(session: nox.Session) -> None:
+    """Look for what no decoder takes: [TARGET ...] [--seconds 60, of each] [--save: in the corpus]."""
+    install(session, "tests", "fuzz")
+    session.run("python", "tests/fuzz/run.py", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format; --fix repairs what can be repaired."""

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from tests.faults.calls import MIB, TRANSPORTS, Served, Stage, files, memory
+from tests.faults.calls import MIB, TRANSPORTS, Served, Stage, files, memory, shown
 from tests.faults.served import Said, Work
 
 import micro
