@@ -65,14 +65,14 @@ def tests_on(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
-    """What must hold while etcd fails, some of it; --full: all; --seed N: as in the run of it."""
+    """What must hold while etcd, links and services fail, in part; --full; --seed N: as it was."""
     install(session, "tests", *go())
     session.run("pytest", *PARALLEL, "tests/faults", *session.posargs)
 
 
 @nox.session(python="3.11", default=False)
 def fuzz(session: nox.Session) -> None:
-    """Look for what no decoder takes: [TARGET ...] [--seconds 60, of each] [--save: in the corpus]."""
+    """Look for what decoders do not stand: [TARGET ...] [--seconds 60] [--save: in the corpus]."""
     install(session, "tests", "fuzz")
     session.run("python", "tests/fuzz/run.py", *session.posargs)
 

@@ -392,7 +392,8 @@ def test_error_captured_from_go_is_our_class(
 
 
 def test_every_captured_error_is_tested() -> None:
-    captured = {p.name for p in VECTORS.glob("*.rsp.http") if b"\nMicro-Error: " in p.read_bytes()}
+    replies = [p for p in VECTORS.glob("*.rsp.http") if not p.name.startswith("stream-")]
+    captured = {p.name for p in replies if b"\nMicro-Error: " in p.read_bytes()}
     assert len(captured) == 7
 
 

@@ -108,6 +108,7 @@ NOT_HTTP: list[tuple[str, bytes, int, str]] = [
     ("37 chunk longer than its size", chunked(b"1\r\nab\r\n0\r\n\r\n"), 400, "longer"),
     ("37 trailer that is none", chunked(b"0\r\nno colon\r\n\r\n"), 400, "header fields"),
     ("38 chunk extension of 1 MiB", chunked(b"1;" + b"x" * MIB), 400, "too long"),
+    ("38 20,000 chunks", chunked(b"1\r\n0\r\n" * 20_000 + b"0\r\n\r\n"), 400, "16384 chunks"),
     ("39 LF after a header", line(b"X: a\nY: b"), 400, "header value"),
     ("39 LF after the first line", request().replace(b"\r\n", b"\n", 1), 400, "CRLF"),
     ("39 LF at the end", request().replace(b"\r\n\r\n", b"\n\n\r\n\r\n"), 400, ""),

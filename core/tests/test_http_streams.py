@@ -281,11 +281,73 @@ async def test_handler_that_reads_nothing_holds_little(transport: HTTPTransport)
                 writer.write(says("") + says("x" * size) * count + EOS)
                 (session,) = await eventually(lambda: streaming(listener))
                 inbox = session._stream._inbox
-                await eventually(partial(getattr, inbox, "_paused"))
+                await eventually(partial(getattr, inbox, "paused"))
                 assert inbox._size < most
                 release.set()
                 assert (await read_message(reader)).body == b"{}"
                 assert heard == count
+
+
+@pytest.mark.asyncio
+async def test_client_that_is_not_read_may_hang_up(transport: HTTPTransport) -> None:
+    """Its handler is cancelled, although what it has sent stands before its end."""
+    begun = 0
+    cancelled = 0
+
+    async def wait(_: Call, __: Body) -> Reply:
+        nonlocal begun, cancelled
+        begun += 1
+        try:
+            await asyncio.sleep(SOON)
+        except asyncio.CancelledError:
+            cancelled += 1
+            raise
+        raise AssertionError
+
+    async with listening(transport, handler=wait) as listener:
+        for sent in (says("") + says("Ann") * 1000, go_request() * 100):
+            async with connected(listener.address) as (_, writer):
+                writer.write(sent)
+                await eventually(lambda: begun == cancelled + 1)
+                await writer.drain()
+            await eventually(lambda: begun == cancelled, within=0.5 + 0.5 + 2.0)
+        await eventually(lambda: not sessions(listener))
+
+
+@pytest.mark.asyncio
+async def test_message_that_is_not_read_is_not_late(transport: HTTPTransport) -> None:
+    release = asyncio.Event()
+
+    async def wait(_: Call, body: Body) -> Reply:
+        await release.wait()
+        heard = [1 async for __ in cast("AsyncIterator[bytes]", body)]
+        return Reply(body=b"%d" % len(heard))
+
+    async with listening(transport, Limits(body_timeout=0.1), handler=wait) as listener:
+        async with connected(listener.address) as (reader, writer):
+            messages = says("") + says("x" * 10_000) * 1000
+            writer.write(messages[:-1])
+            await asyncio.sleep(1.2)  # two looks of the port's
+            release.set()
+            writer.write(messages[-1:] + EOS)
+            assert (await read_message(reader)).body == b"1000"
+
+
+@pytest.mark.asyncio
+async def test_connection_of_a_stream_that_nobody_read_is_used_again(
+    transport: HTTPTransport,
+) -> None:
+    async def ignore(call: Call, body: Body) -> Reply:
+        if isinstance(body, bytes):
+            return Reply(body=b"a call")
+        await asyncio.sleep(0.1)
+        return Reply(body=b"a stream")
+
+    async with listening(transport, handler=ignore) as listener:
+        async with connected(listener.address) as (reader, writer):
+            writer.write(says("") + says("x" * 10_000) * 100 + EOS + go_request())
+            for body in (b"a stream", b"", b"a call"):
+                assert (await read_message(reader)).body == body
 
 
 def streaming(listener: Listener) -> set[Any]:

@@ -170,8 +170,9 @@ async def test_handler_that_ignores_its_cancellation_does_not_hold_the_process(
     program = start(name)
     await program.serving()
     async with client() as caller:
+        await caller.call(name, "Work.Do", {"seconds": 0})  # from now on the node is known
         with pytest.raises(micro.DeadlineExceeded):
-            await caller.call(name, "Work.Stubborn", timeout=0.1)
+            await caller.call(name, "Work.Stubborn", timeout=0.5)
         program.process.send_signal(signal.SIGTERM)
         assert await program.exited(10 + 2.0) == 1
     assert "ignore their cancellation" in program.text

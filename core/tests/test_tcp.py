@@ -145,16 +145,16 @@ async def test_large_calls_and_streams_share_a_connection() -> None:
             await asyncio.sleep(0.02)
 
     async with (
-        listening(handler, message=8 * MIB) as listener,
+        listening(handler) as listener,
         FaultProxy(listener.address) as proxy,
-        dialled(proxy.address, message=8 * MIB) as channel,
+        dialled(proxy.address) as channel,
     ):
         await channel.call(new_call(), b"")
         proxy.bandwidth(16 * MIB)
         stop = asyncio.Event()
         async with channel.stream(new_call(kind="bidi"), ticks(stop)) as reply:
             large = [
-                asyncio.create_task(channel.call(new_call(f"Large.{8 * MIB}"), b""))
+                asyncio.create_task(channel.call(new_call(f"Large.{3 * MIB}"), b""))
                 for _ in range(4)
             ]
             heard = 0
@@ -165,7 +165,7 @@ async def test_large_calls_and_streams_share_a_connection() -> None:
                 else:
                     heard += 1
         assert heard >= 3
-        assert {len((await call).body) for call in large} == {8 * MIB}  # type: ignore[arg-type] # bytes
+        assert {len((await call).body) for call in large} == {3 * MIB}  # type: ignore[arg-type] # bytes
 
 
 @pytest.mark.asyncio

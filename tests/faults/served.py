@@ -10,16 +10,15 @@ import gc
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import micro
 from micro.transport import Limits
 
-#: How many messages ``pour`` has, and the characters of each: 1 GiB.
-MESSAGES = 16 * 1024
-SIZE = 64 * 1024
+#: How many messages a stream has, of over 1 GiB.
+MESSAGES = 12 * 1024
 _TICK = 0.005
 
 
@@ -48,6 +47,13 @@ class State:
     begun: int
     poured: int
     blocked: float
+
+
+def poured() -> Iterator[str]:
+    """Over 1 GiB; every other message does not fit one frame of the native protocol."""
+    texts = ("x" * 60_000, "x" * 120_000)
+    for number in range(MESSAGES):
+        yield texts[number % 2]
 
 
 class Work:
@@ -84,11 +90,10 @@ class Work:
         await asyncio.Event().wait()
 
     async def pour(self, said: Said) -> AsyncGenerator[str, None]:
-        """1 GiB, if its reader takes it."""
-        message = "x" * SIZE
-        for _ in range(MESSAGES):
+        """Over 1 GiB, if its reader takes it."""
+        for text in poured():
             self._poured += 1
-            yield message
+            yield text
 
     async def take(self, parts: AsyncIterator[str]) -> int:
         """Read nothing before ``release``, then all: how many they were."""

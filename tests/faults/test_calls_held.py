@@ -1,25 +1,28 @@
-"""What is sent to a reader that does not read is held back, and not in the memory of its sender."""
+"""What is sent to a reader that does not read is held back, and in the memory of neither side."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 
 import pytest
 from tests.faults.calls import MIB, TRANSPORTS, Stage, beside, memory
-from tests.faults.served import MESSAGES, SIZE, Said, Work
+from tests.faults.served import MESSAGES, Said, Work, poured
 from tests.faults.wire import connected, greeting, http_call, native_call, said
 
 from micro.testing import eventually
 
 #: Streams at once, each of which has 1 GiB to send.
 STREAMS = 4
-#: Bytes that they may add to their sender's memory, all together; the kernel holds some more.
+#: Bytes that they may add to the memory of one side, all together; the kernel holds some more.
 MOST = 32 * MIB
 #: As MOST, of replies that nobody reads: four of the largest may wait, each with its request.
 MOST_REPLIES = 96 * MIB
+#: How many are sent, of 60 kB each, whose replies nobody reads: 1 GiB.
+CALLS = 18_000
 #: Seconds without another message after which none comes.
 STAYS = 0.5
 
@@ -35,19 +38,19 @@ async def test_client_that_stops_reading_bounds_the_memory_of_the_service(
         asking = await stack.enter_async_context(stage.calling("tcp"))
         work = await stack.enter_async_context(stage.calling(transport, timeout=60))
 
-        async def poured() -> int:
+        async def count() -> int:
             return (await asking.state()).poured
 
-        before = memory(stage.served.pid)
+        sides = Sides(stage)
         streams = [work.pour(Said("")) for _ in range(STREAMS)]
         for stream in streams:
             await stack.enter_async_context(aclosing(stream))
-            assert len(await anext(stream)) == SIZE
-        held = await settled(poured, stage.served.pid, before)
+            await anext(stream)
+        held = await sides.settled(count)
         for stream in streams:
             for _ in range(200):
-                assert len(await anext(stream)) == SIZE
-        assert held < await poured() < STREAMS * MESSAGES
+                await anext(stream)
+        assert held < await count() < STREAMS * MESSAGES
 
 
 @pytest.mark.asyncio
@@ -59,9 +62,9 @@ async def test_service_that_stops_reading_bounds_the_memory_of_the_client(
 
     async def parts() -> AsyncIterator[str]:
         nonlocal sent
-        for _ in range(MESSAGES):
+        for text in poured():
             sent += 1
-            yield "x" * SIZE
+            yield text
 
     async def count() -> int:
         return sent
@@ -69,10 +72,10 @@ async def test_service_that_stops_reading_bounds_the_memory_of_the_client(
     async with AsyncExitStack() as stack:
         asking = await stack.enter_async_context(stage.calling("tcp"))
         work = await stack.enter_async_context(stage.calling(transport, timeout=60))
-        before = memory()
+        sides = Sides(stage)
         for _ in range(STREAMS):
             await stack.enter_async_context(beside(_take(work, parts())))
-        held = await settled(count, "self", before)
+        held = await sides.settled(count)
         assert held > STREAMS
         await asking.release()
         await eventually(lambda: sent > held + 200 * STREAMS)
@@ -84,14 +87,14 @@ async def test_service_that_stops_reading_bounds_the_memory_of_the_client(
 async def test_client_that_reads_no_replies_bounds_the_memory_of_the_service(
     stage: Stage, transport: str
 ) -> None:
-    address, pid = stage.served.address, stage.served.pid
+    address = stage.served.address
     text, sent = said("x" * 60_000), 0
     native = transport == "tcp"
 
     async def call_on() -> None:
         nonlocal sent
         async with connected(address, greeting() if native else b"", unread=True) as raw:
-            for number in range(1, MESSAGES):
+            for number in range(1, CALLS):
                 http = http_call("Work.Echo", text)
                 call = native_call("Work.Echo", text, number) if native else http
                 await raw.say(call)
@@ -100,10 +103,10 @@ async def test_client_that_reads_no_replies_bounds_the_memory_of_the_service(
     async def count() -> int:
         return sent
 
-    before = memory(pid)
+    sides = Sides(stage)
     async with beside(call_on()):
-        held = await settled(count, pid, before, most=MOST_REPLIES)
-    assert 10 < held < MESSAGES / 2
+        held = await sides.settled(count, most=MOST_REPLIES)
+    assert 10 < held < CALLS / 2
     async with stage.calling(transport) as work:
         assert await work.echo(Said("after")) == Said("after")
 
@@ -112,16 +115,21 @@ async def _take(work: Work, parts: AsyncIterator[str]) -> None:
     await work.take(parts)
 
 
-async def settled(
-    count: Callable[[], Awaitable[int]], pid: int | str, before: int, *, most: int = MOST
-) -> int:
-    """What ``count`` stays at; meanwhile the memory of the process may not have grown by more."""
-    last, since = -1, time.monotonic()
-    while time.monotonic() - since < STAYS:
-        held = memory(pid) - before
-        assert held < most, f"{held / MIB:.0f} MiB more, with {last} messages"
-        now = await count()
-        if now != last:
-            last, since = now, time.monotonic()
-        await asyncio.sleep(0.02)
-    return last
+class Sides:
+    """The memory of the service and of its client, from here on."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._before = {pid: memory(pid) for pid in (stage.served.pid, os.getpid())}
+
+    async def settled(self, count: Callable[[], Awaitable[int]], *, most: int = MOST) -> int:
+        """What ``count`` stays at; meanwhile neither side's memory may have grown by more."""
+        last, since = -1, time.monotonic()
+        while time.monotonic() - since < STAYS:
+            for pid, before in self._before.items():
+                held = memory(pid) - before
+                assert held < most, f"{held / MIB:.0f} MiB more, with {last} messages"
+            now = await count()
+            if now != last:
+                last, since = now, time.monotonic()
+            await asyncio.sleep(0.02)
+        return last

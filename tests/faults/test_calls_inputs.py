@@ -52,10 +52,10 @@ LOOK = 0.5
 
 
 class Limited(Served):
-    """As many files as systems let a process have that does not ask for more."""
+    """It may have little more files open than it takes connections."""
 
     def command(self, data: Path, ports: Sequence[int]) -> Sequence[str | Path]:
-        return ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", *super().command(data, ports)]
+        return ["sh", "-c", 'ulimit -n 1100; exec "$@"', "sh", *super().command(data, ports)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import pytest
 from tests.faults.calls import TRANSPORTS, Callers, Stage, beside, calling, shown
@@ -20,10 +20,15 @@ BETWEEN = 50
 LANES = 8
 #: How often calls are made until one of them passed the place of the wrong bit.
 TRIES = 20
-#: What calls end with when their connection is given up, as it makes no sense.
-GIVEN_UP = {"tcp": "DataLoss", "http": "Internal"}
+#: What calls end with as their connection is given up, when the service cannot make sense of what
+#: goes up, and when they cannot of what comes down.
+GIVEN_UP = {
+    "tcp": {"up": "DataLoss", "down": "DataLoss"},
+    "http": {"up": "InvalidArgument", "down": "Internal"},
+}
 
-WAYS: tuple[Literal["up", "down"], ...] = ("up", "down")
+Way: TypeAlias = Literal["up", "down"]
+WAYS: tuple[Way, ...] = ("up", "down")
 
 by_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -78,24 +83,26 @@ async def test_bits_are_flipped(stage: Stage, transport: str) -> None:
     rounds = 60 if stage.full else 12
     async with AsyncExitStack() as stack:
         lanes = [await stack.enter_async_context(stage.link()) for _ in range(LANES)]
-        failed = sum(
-            await asyncio.gather(*(spoil(stage, link, transport, rounds) for link in lanes)),
-            Counter[str](),
-        )
-    assert failed[GIVEN_UP[transport]]
-    stage.figures = f"{LANES * rounds:7} bits, {shown(failed)}"
+        failed: dict[str, Counter[str]] = {}
+        for way in WAYS:
+            spoiling = [spoil(stage, link, transport, way, rounds // 2) for link in lanes]
+            failed[way] = sum(await asyncio.gather(*spoiling), Counter[str]())
+    for direction, error in GIVEN_UP[transport].items():
+        assert failed[direction][error], f"{direction}: {shown(failed[direction])}"
+    stage.figures = f"{LANES * rounds:7} bits, {shown(failed['up'] + failed['down'])}"
 
 
-async def spoil(stage: Stage, link: FaultProxy, transport: str, rounds: int) -> Counter[str]:
+async def spoil(
+    stage: Stage, link: FaultProxy, transport: str, way: Way, rounds: int
+) -> Counter[str]:
     """Spoil one bit after another, each in traffic, on connections of its own: what failed."""
     failed: Counter[str] = Counter()
-    chance = stage.chance
     for _ in range(rounds):
         async with calling(link.address, transport) as work:
             callers = Spoilt(stage, work, timeout=(0.3, 0.3), expected=(MicroError,))
-            if chance.random() < 0.5:
+            if stage.chance.random() < 0.5:
                 await callers.make(8, at_once=8)  # else it is in the first that each side says
-            link.flip_bit(chance.randrange(1, 200), direction=chance.choice(WAYS))
+            link.flip_bit(stage.chance.randrange(1, 200), direction=way)
             for _ in range(TRIES):
                 await callers.make(16, at_once=8)
                 if "with a wrong bit" in link.log.rpartition("flip_bit")[2]:

@@ -68,15 +68,14 @@ class HTTPChannel(Channel):
             raise TooLarge(text, sent=False)
         beginning = self._beginning(call)
         connection = self._reusable() or await self._connect(self._new_connection)
-        connection.number = number = self._number
-        self._number = number + 1
         waiter: asyncio.Future[Reply] = self._loop.create_future()
         connection.waiter = waiter
-        if connection.is_go:
-            beginning += connection.apart()
-        ending = request_ending(call, number)
-        connection.transport.write(request_bytes(beginning, ending, body))
+        connection.number = number = self._next()
         try:
+            if connection.is_go:
+                beginning += connection.apart()
+            ending = request_ending(call, number)
+            connection.transport.write(request_bytes(beginning, ending, body))
             return await waiter
         finally:
             self._release(connection)
@@ -84,16 +83,16 @@ class HTTPChannel(Channel):
     @asynccontextmanager
     async def stream(self, call: Call, body: AsyncIterator[bytes]) -> AsyncIterator[Reply]:
         beginning = self._beginning(call)
+        number = self._next()
+        beginning += b"Micro-Stream: %b\r\n" % number
+        ending = request_ending(call, number)
         link = await self._connect_in_time(call)
-        number = self._number
-        self._number = number + 1
-        beginning += b"Micro-Stream: %d\r\n" % number
-        link.open(beginning, request_ending(call, number))
+        link.open(beginning, ending)
+        sending = asyncio.create_task(link.send_all(body))
         alarm = None
         if call.deadline is not None:
             alarm = Alarm(call.deadline, lambda: link.broken(_late(call)))
             self._deadlines.add(alarm)
-        sending = asyncio.create_task(link.send_all(body))
         try:
             yield Reply(body=link.inbox, metadata=link.metadata, trailer=link.trailer)
         finally:
@@ -114,6 +113,12 @@ class HTTPChannel(Channel):
                     await self._changed.wait()
         for link in tuple(self._links):
             link.abort()
+
+    def _next(self) -> bytes:
+        """A Micro-Id."""
+        number = self._number
+        self._number = number + 1
+        return b"%d" % number
 
     def _beginning(self, call: Call) -> bytes:
         """What the head of the call begins with, its metadata included."""

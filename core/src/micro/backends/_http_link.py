@@ -91,7 +91,7 @@ class Connection(Link):
         #: Whether the server is one of Go Micro; known with the first answer.
         self.is_go = False
         #: Of the call, its Micro-Id.
-        self.number = 0
+        self.number = b""
         self.waiter: asyncio.Future[Reply] | None = None
         self._apart = 0
 
@@ -116,7 +116,7 @@ class Connection(Link):
 
     def take(self, answer: Answer, id: bytes, body: bytes) -> None:
         # One of Go Micro repeats that of the connection's first call.
-        if id and id != b"%d" % self.number and not answer.is_go:
+        if id != self.number and id and not answer.is_go:
             self.broken(Internal(f"{self.address}: it answers another call"))
             return
         if self._reader.rest or not answer.keep_alive:
@@ -126,9 +126,9 @@ class Connection(Link):
         if waiter is None or waiter.done():
             self.reusable = False
             return
-        error = answer.error(body)
+        error = None if answer.is_reply else answer.error(body)
         if error is None:
-            waiter.set_result(Reply(body=body, metadata=dict(answer.metadata)))
+            waiter.set_result(Reply(body=body, metadata=answer.metadata.copy()))
         else:
             waiter.set_exception(error)
 

@@ -34,8 +34,9 @@ _DIGITS = 12
 _KNOWN = 8
 _KNOWN_SIZE = 2048
 _OFTEN = 4
-#: Most bytes of the line before a chunk.
+#: Most bytes of the line before a chunk, and most chunks of a body: each of them costs time.
 _CHUNK_LINE = 256
+_CHUNKS = 16 * 1024
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*")
 
@@ -256,6 +257,7 @@ class _Chunks:
         self._limits = limits
         self._parts: list[bytes] = []
         self._size = 0
+        self._chunks = 0
         self._left = 0
         self._line_end_due = False
         self._ended = False
@@ -303,7 +305,10 @@ class _Chunks:
             raise bad_request(f"{line[:40]!r} is no size of a chunk")
         self._left = int(match[1], 16)
         self._size += self._left
+        self._chunks += 1
         if self._size > self._limits.message:
             raise too_large(self._limits)
+        if self._chunks > _CHUNKS:
+            raise bad_request(f"the body is in more than {_CHUNKS} chunks")
         self._line_end_due = self._left > 0
         self._ended = self._left == 0

@@ -17,6 +17,7 @@ from micro.backends._http_stream import (
     Outlet,
     ServerStream,
     checked_reply,
+    hung_up,
     notice_loss,
 )
 from micro.backends._http_wire import Request, read_request, refusal
@@ -37,6 +38,8 @@ _log = logging.getLogger("micro.http")
 #: it reads why. Closing at once would reset the connection and lose the answer.
 _LINGER = 2.0
 _LINGER_MESSAGES = 4
+#: Seconds between two looks at whether a peer of which nothing is read has hung up.
+_LOOK = 0.5
 
 
 class HTTPSession(Session, asyncio.Protocol):
@@ -105,6 +108,8 @@ class HTTPSession(Session, asyncio.Protocol):
             self._reader.rest += data
             self._held = True
             self._transport.pause_reading()
+            if self._task is not None:
+                self.expires = time.monotonic() + _LOOK
         else:
             self._read(data)
 
@@ -128,11 +133,15 @@ class HTTPSession(Session, asyncio.Protocol):
             self._close()
 
     def expire(self) -> None:
-        """Too slow, or idle for too long."""
-        if self._closing or self._outlet.full:
+        """Too slow, or idle for too long; or time to look after a peer of which nothing is read."""
+        if self._closing:
             self.abort()
         elif self._partial:
             self._refuse(Refused(408, InvalidArgument("the request did not arrive in time")))
+        elif self._task is not None and not hung_up(self._transport):
+            self.expires = time.monotonic() + _LOOK
+        elif self._task is not None or self._outlet.full:
+            self.abort()
         else:
             self._close()
 
@@ -179,7 +188,8 @@ class HTTPSession(Session, asyncio.Protocol):
         """A message has begun: see that the rest of it comes in time."""
         request = self._reader.meaning
         partial = "head" if request is None else "body"
-        if partial == self._partial:
+        held_up = self._stream is not None and self._stream.is_held_up
+        if partial == self._partial or held_up:  # then it is not the peer that is slow
             return
         self._partial = partial
         limits = self._limits
@@ -205,7 +215,7 @@ class HTTPSession(Session, asyncio.Protocol):
     def _take_streamed(
         self, stream: ServerStream, request: Request, numbers: Numbers, body: bytes
     ) -> None:
-        self.expires = math.inf
+        self.expires = time.monotonic() + _LOOK
         if stream.name == request.stream and request.refusal is None:
             stream.take(request.told, body)
         else:

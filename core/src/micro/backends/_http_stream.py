@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,6 +24,8 @@ from micro.transport import Limits
 #: How many messages may wait to be read, and how many bytes of them, before reading stops.
 _MESSAGES = 64
 _BYTES = 256 * 1024
+#: Also errors, which are always told. Not everywhere is there one for a peer that closed in peace.
+_HUNG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)
 
 
 class Lost(Exception):
@@ -39,7 +42,8 @@ class Inbox:
         self._transport = transport
         self._messages: deque[bytes] = deque()
         self._size = 0
-        self._paused = False
+        #: Whether reading has stopped.
+        self.paused = False
         self._ended = False
         self._error: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -49,8 +53,8 @@ class Inbox:
             return
         self._messages.append(message)
         self._size += len(message)
-        if not self._paused and (len(self._messages) >= _MESSAGES or self._size >= _BYTES):
-            self._paused = True
+        if not self.paused and (len(self._messages) >= _MESSAGES or self._size >= _BYTES):
+            self.paused = True
             self._transport.pause_reading()
         self._wake()
 
@@ -75,11 +79,20 @@ class Inbox:
             await self._reader
         message = self._messages.popleft()
         self._size -= len(message)
-        if self._paused and len(self._messages) <= _MESSAGES // 2 and self._size <= _BYTES // 2:
-            self._paused = False
-            if not self._transport.is_closing():
-                self._transport.resume_reading()
+        if self.paused and len(self._messages) <= _MESSAGES // 2 and self._size <= _BYTES // 2:
+            self._resume()
         return message
+
+    def close(self) -> None:
+        """Nobody reads any more: what still comes is for others."""
+        self.end(at_once=True)
+        if self.paused:
+            self._resume()
+
+    def _resume(self) -> None:
+        self.paused = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -153,6 +166,11 @@ class ServerStream:
         """
         return self._call.kind == "unary"
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether nothing is read, since the handler does not read either."""
+        return self._inbox.paused
+
     def take(self, told: str, body: bytes) -> None:
         """One more request of it has come."""
         if not told:
@@ -182,6 +200,8 @@ class ServerStream:
                 raise
             text = f"{self._call.endpoint}: not done within its deadline"
             raise DeadlineExceeded(text) from None
+        finally:
+            self._inbox.close()
 
     def __aiter__(self) -> Self:
         return self
@@ -238,17 +258,26 @@ def checked_reply(body: Body, limits: Limits) -> bytes:
 
 
 def notice_loss(transport: asyncio.Transport) -> None:
-    """Have the kernel find out, within half a minute, that the peer is lost.
+    """Have the kernel find out within 20 seconds that a silent peer is lost.
 
-    A stream may be silent for long, and has no message of its own to ask with.
+    A stream may be silent for long, and HTTP has nothing to ask with.
     """
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+    for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 4), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):  # not everywhere
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def hung_up(transport: asyncio.Transport) -> bool:
+    """Whether the peer has closed; asked while nothing is read, when nobody else would notice."""
+    if transport.is_closing():
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), _HUNG_UP)
+    return bool(poll.poll(0))
 
 
 async def close_iterator(messages: AsyncIterator[bytes]) -> None:

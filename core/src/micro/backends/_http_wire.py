@@ -149,7 +149,7 @@ class Request:
         """The response that carries a reply; ``last``: of its connection."""
         lines = _CLOSE if last else self._connection
         if metadata:
-            lines += _lines(metadata)
+            lines += metadata_lines(metadata)
         if self._plain_json:
             body += b"\n"
         head = _head(self._answer, lines, len(body), number)
@@ -168,7 +168,7 @@ class Request:
 
     def end(self, trailer: Mapping[str, str], number: bytes) -> bytes:
         """The response that ends a stream."""
-        return _head(self._answer, _lines(trailer) + _told(EOS), 0, number)
+        return _head(self._answer, metadata_lines(trailer) + _told(EOS), 0, number)
 
 
 def read_request(data: bytes, limits: Limits) -> Request:
@@ -288,12 +288,12 @@ def request_beginning(host: str, service: str, endpoint: str, content_type: str)
     ).encode()
 
 
-def request_ending(call: Call, number: int) -> bytes:
+def request_ending(call: Call, number: bytes) -> bytes:
     """What follows Content-Length in the head of a request: its own number and its time."""
     if call.deadline is None:
-        return b"Micro-Id: %d\r\n\r\n" % number
+        return b"Micro-Id: %b\r\n\r\n" % number
     left = int((call.deadline - time.monotonic()) * 1e9)
-    return b"Micro-Id: %d\r\nTimeout: %d\r\n\r\n" % (number, max(left, 0))
+    return b"Micro-Id: %b\r\nTimeout: %d\r\n\r\n" % (number, max(left, 0))
 
 
 def request_bytes(beginning: bytes, ending: bytes, body: bytes) -> bytes:
@@ -301,7 +301,7 @@ def request_bytes(beginning: bytes, ending: bytes, body: bytes) -> bytes:
 
 
 def metadata_lines(metadata: Mapping[str, str]) -> bytes:
-    """Metadata as lines of a request's head.
+    """Metadata as lines of a head.
 
     Raises:
         InvalidArgument: it cannot travel, or a name belongs to the protocol.
@@ -320,12 +320,13 @@ class Answer:
     """What a response's head says; the same for all with that head.
 
     ``is_go``: a server of Go Micro wrote it, which repeats the headers of a request. ``told`` is
-    its error, or the end of a stream.
+    its error, or the end of a stream. If it ``is_reply``, it has no error to look for.
     """
 
     __slots__ = (
         "_encoding",
         "is_go",
+        "is_reply",
         "keep_alive",
         "length",
         "metadata",
@@ -343,13 +344,16 @@ class Answer:
         self.is_go = "accept" in headers
         self.told = headers.get("micro-error", "")
         self.metadata = _metadata(headers)
-        self._encoding = headers.get("content-encoding", "identity")
+        self._encoding = headers.get("content-encoding", "identity").lower()
+        is_text = headers.get("content-type", "").startswith("text/plain")
+        plain = self._encoding == "identity" and not is_text
+        self.is_reply = plain and self.status == 200 and not self.told
 
     def error(self, body: bytes) -> MicroError | None:
         """The error that it tells, in one of the ways in which servers do; None: a reply."""
         if self.told:
             return decode_error(self.told)
-        if self._encoding.lower() != "identity":
+        if self._encoding != "identity":
             return Internal(f"the reply is encoded as {self._encoding[:40]!r}, unasked")
         if self.status != 200:
             error = decode_error(body.decode("utf-8", "replace"))

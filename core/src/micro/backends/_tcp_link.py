@@ -361,7 +361,7 @@ class Link(asyncio.BufferedProtocol):
         next_ones = frames.header(frames.DATA, _MORE, 0, _FRAGMENT, stream, stream)
         last = (len(body) - 1) // _FRAGMENT * _FRAGMENT
         for start in range(0, last, _FRAGMENT):
-            if self.paused:
+            if self.paused and start:  # not before the first: calls come in the order of numbers
                 await self.writable()
             self.send_from(next_ones if start else first, view[start : start + _FRAGMENT])
         self.send(frames.frame(frames.DATA, stream, body[last:]))

@@ -103,6 +103,7 @@ class TCPSession(Link, Session):
         Session.connection_lost(self, exc)
 
     def resume_writing(self) -> None:
+        self.heard = True  # it reads, if slowly, and may have no more to say
         super().resume_writing()
         if not self.closing:
             self.transport.resume_reading()
