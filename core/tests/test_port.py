@@ -407,6 +407,38 @@ async def test_handler_that_ignores_its_cancellation_does_not_hold_the_port() ->
         await eventually(lambda: not running)
 
 
+@pytest.mark.asyncio
+async def test_handler_is_cancelled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for it again, as for one whose connection is lost later, its clean-up goes on."""
+    sessions: list[LineSession] = []
+    steps: list[str] = []
+
+    async def careful(call: Call, body: Body) -> Reply:
+        steps.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            steps.append("cancelled")
+            await asyncio.sleep(0.1)
+            steps.append("cleaned up")
+        raise AssertionError
+
+    def accept(self: LineTransport, handler: Handler, limits: Limits) -> Session:
+        sessions.append(LineSession(handler, limits))
+        return sessions[0]
+
+    monkeypatch.setattr(LineTransport, "accept", accept)
+    async with port(careful) as listener, opened(listener.address) as peer:
+        await peer.send(b"LINE a\n")
+        await eventually(lambda: steps)
+        (task,) = sessions[0].running()
+        sessions[0].port.cancel(task)
+        await eventually(lambda: "cancelled" in steps)
+        sessions[0].port.cancel(task)
+        await listener.aclose()
+        assert steps == ["begun", "cancelled", "cleaned up"]
+
+
 # -- addresses ------------------------------------------------------------------------------------
 
 

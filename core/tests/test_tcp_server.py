@@ -405,6 +405,23 @@ async def test_message_over_the_limit_is_refused_and_the_connection_goes_on(
 
 
 @pytest.mark.asyncio
+async def test_message_over_the_limit_is_refused_before_its_end(handler: Acting) -> None:
+    """What is over the limit is given no memory; and the rest of it is not waited for."""
+    async with (
+        listening(handler, message=2 * PIECE) as listener,
+        greeted(listener.address) as peer,
+    ):
+        first, *rest = pieces(request, 1, bytes(64 * PIECE))
+        peer.write(first, *rest[:2])
+        assert (await peer.read()).error == "TooLarge"
+        peer.write(opened(2, "Take.All"), data(2, bytes(PIECE), more=True))
+        peer.write(data(2, bytes(PIECE), more=True), data(2, bytes(PIECE), more=True))
+        assert (await peer.until(ERROR)).stream == 2
+        peer.write(*rest[2:], request(3, body=b"a"))
+        assert await peer.until(REPLY) == reply(3, b"a")
+
+
+@pytest.mark.asyncio
 async def test_small_message_over_a_small_limit_is_refused(handler: Acting) -> None:
     async with listening(handler, message=10) as listener, greeted(listener.address) as peer:
         peer.write(request(1, body=bytes(11)), request(2, body=bytes(10)))

@@ -174,7 +174,8 @@ class Routes:
             dialled = asyncio.create_task(self._dial(peer.way))
             self._channels[peer.way] = dialled
             dialled.add_done_callback(partial(self._dialled, peer.way))
-        channel = peer.channel = await asyncio.shield(dialled)
+        channel = await asyncio.shield(dialled)
+        peer.channel = channel
         return channel
 
     async def hold(self, service: str | None) -> View:
