@@ -67,7 +67,8 @@ def tests_on(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """What must hold while etcd, links and services fail, in part; --full; --seed N: as it was."""
     install(session, "tests", *go())
-    session.run("pytest", *PARALLEL, "tests/faults", *session.posargs)
+    # More at once than other tests: these mostly wait for faults to be over.
+    session.run("pytest", *PARALLEL, "-n", "6", "tests/faults", *session.posargs)
 
 
 @nox.session(python="3.11", default=False)

@@ -409,7 +409,7 @@ async def test_handler_that_ignores_its_cancellation_does_not_hold_the_port() ->
 
 @pytest.mark.asyncio
 async def test_handler_is_cancelled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for it again, as for one whose connection is lost later, its clean-up goes on."""
+    """Its clean-up goes on, whoever asks again, as when its connection is lost later."""
     sessions: list[LineSession] = []
     steps: list[str] = []
 

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from micro.backends import _tcp_client
+from micro.backends._tcp_client import TCPChannel
 from micro.call import Call, Reply, encode_error
 from micro.errors import (
     Closed,
@@ -597,6 +598,30 @@ async def test_turn_of_a_cancelled_call_goes_to_the_next() -> None:
 
 
 @pytest.mark.asyncio
+async def test_turn_of_a_call_that_cannot_be_sent_goes_to_the_next() -> None:
+    release = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        frame = await peer.read()
+        await release.wait()
+        peer.write(reply(frame.stream))
+        await echo(peer)
+
+    async with acting(script, calls=1, headers=600) as address, dialled(address) as channel:
+        first = asyncio.create_task(channel.call(new_call(), b""))
+        await asyncio.sleep(0.05)
+        too_large = asyncio.create_task(channel.call(new_call(metadata={"a": "b" * 600}), b""))
+        third = asyncio.create_task(channel.call(new_call(), b"third"))
+        await asyncio.sleep(0.05)
+        release.set()
+        await first
+        with pytest.raises(TooLarge):
+            await too_large
+        async with asyncio.timeout(SLACK):
+            assert (await third).body == b"third"
+
+
+@pytest.mark.asyncio
 async def test_streams_over_the_limit_of_the_server_are_not_opened() -> None:
     async with acting(nothing, streams=1) as address, dialled(address) as channel:
         async with channel.stream(new_stream(), endless()):
@@ -1065,6 +1090,41 @@ async def test_caller_that_is_cancelled_as_the_channel_closes_is_cancelled() -> 
         await channel.aclose()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.asyncio
+async def test_caller_that_is_cancelled_just_after_the_channel_closed_is_cancelled() -> None:
+    async with acting(nothing, greets=False) as address, dialled(address) as channel:
+        task = asyncio.create_task(channel.call(new_call(), b""))
+        await asyncio.sleep(0.05)
+        assert isinstance(channel, TCPChannel)
+        assert channel._connecting is not None
+        channel._connecting.add_done_callback(lambda _: task.cancel())
+        await channel.aclose()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+
+@pytest.mark.asyncio
+async def test_channel_whose_closing_is_cancelled_is_closed() -> None:
+    closed = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.rest()
+        closed.set()
+
+    async with acting(script) as address, dialled(address) as channel:
+        task = asyncio.create_task(channel.call(new_call(), b""))
+        await asyncio.sleep(0.05)
+        closing = asyncio.create_task(channel.aclose(grace=SOON))
+        await asyncio.sleep(0.05)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        with pytest.raises(Unavailable):
+            await task
+        await eventually(closed.is_set)
 
 
 @pytest.mark.asyncio

@@ -55,7 +55,7 @@ async def test_connections_end_within_frames(stage: Stage, transport: str) -> No
 @pytest.mark.timeout(280)
 @by_transport
 async def test_bytes_come_one_by_one(stage: Stage, transport: str) -> None:
-    sample, full = {"tcp": (300, 7500), "http": (100, 2500)}[transport]
+    sample, full = {"tcp": (300, 8000), "http": (100, 2000)}[transport]
     calls = full if stage.full else sample
     async with stage.linked(transport, timeout=30) as (link, work):
         callers = Callers(stage, work, timeout=(30, 30))
@@ -80,7 +80,7 @@ class Spoilt(Callers):
 @pytest.mark.timeout(120)
 @by_transport
 async def test_bits_are_flipped(stage: Stage, transport: str) -> None:
-    rounds = 60 if stage.full else 12
+    rounds = (60 if transport == "tcp" else 30) if stage.full else 12
     async with AsyncExitStack() as stack:
         lanes = [await stack.enter_async_context(stage.link()) for _ in range(LANES)]
         failed: dict[str, Counter[str]] = {}
@@ -121,7 +121,7 @@ async def test_chunks_come_twice(stage: Stage, transport: str) -> None:
     async with stage.linked(transport) as (link, work):
         callers = Callers(stage, work, timeout=(1.0, 1.0), expected=expected)
         async with beside(callers.run(AT_ONCE)):
-            for _ in range(150 if stage.full else 30):
+            for _ in range(100 if stage.full else 30):
                 await callers.succeed(BETWEEN)
                 link.dup_chunk(direction=stage.chance.choice(WAYS), connections="open")
                 await eventually(

@@ -73,9 +73,9 @@ class TCPChannel(Channel):
             link = await self._connected()
         if len(body) > link.at_once:
             return await link.call_large(call, body)
-        if len(link.pending) >= link.most or link.paused:
-            await link.turn()
         head, flags = frames.call_head(call, link.peer.headers)
+        if len(link.pending) >= link.most or link.paused:
+            await link.turn()  # what fails after it would leave a turn to nobody
         aux = frames.time_left(call.deadline)
         size = len(head)
         number = link.number()
@@ -123,26 +123,29 @@ class TCPChannel(Channel):
         self._current = None
         for link in links:
             link.retired = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                for link in links:
-                    await link.quiet()
-        for link in links:
-            link.fail(Unavailable(f"{self._address}: the channel was closed"))
-            link.close_now()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    for link in links:
+                        await link.quiet()
+        finally:
+            for link in links:
+                link.fail(Unavailable(f"{self._address}: the channel was closed"))
+                link.close_now()
 
     async def _connected(self) -> ClientLink:
         if self._closed:
             raise Closed(f"channel to {self._address}: used after it was closed")
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._connect())
-        connecting = self._connecting
+        connecting, task = self._connecting, asyncio.current_task()
+        asked = task.cancelling() if task else 0
         try:
             link = await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            if connecting.cancelled():  # by aclose, not by who cancels the caller
-                raise self._unavailable("the channel was closed") from None
-            raise
+            if task and task.cancelling() > asked:
+                raise
+            raise self._unavailable("the channel was closed") from None
         if link.retired:
             raise self._unavailable("the server hung up at once")
         return link
