@@ -223,6 +223,9 @@ class Httptools:
 
 @given(requests().flatmap(lambda data: st.one_of(st.just(data), changed(data))))
 @example(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nX: Content-Length: 5\r\n\r\nabc")
+@example(
+    b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;,a=b\r\n\0\r\n0\r\n\r\n"
+)
 def test_what_is_read_is_what_httptools_reads(data: bytes) -> None:
     reader = fresh()
     try:

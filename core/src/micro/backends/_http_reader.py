@@ -37,7 +37,9 @@ _OFTEN = 4
 #: Most bytes of the line before a chunk, and most chunks of a body: each of them costs time.
 _CHUNK_LINE = 256
 _CHUNKS = 16 * 1024
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~]*)?")
+_TOKEN = rb"[0-9A-Za-z!#$%&'*+.^_`|~-]+"
+_QUOTED = rb'"(?:[\t !#-\[\]-~]|\\[\t -~])*"'
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;%b(?:=(?:%b|%b))?)*" % (_TOKEN, _TOKEN, _QUOTED))
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*")
 
 
