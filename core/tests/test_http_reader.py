@@ -209,7 +209,7 @@ class Httptools:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:
-            self.headers.append((name.lower(), value))
+            self.headers.append((name.lower(), value.strip(b" \t")))  # which it leaves there
 
     def on_headers_complete(self) -> None:
         self._in_head = False
