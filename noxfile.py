@@ -13,6 +13,7 @@ import nox
 
 ROOT = Path(__file__).parent
 ALL_PYTHONS = "--all-pythons"
+COVERAGE = "--coverage"
 
 #: Every folder that is a distribution, core first.
 DISTRIBUTIONS = [
@@ -21,8 +22,10 @@ DISTRIBUTIONS = [
 ]
 #: Most tests wait, for a process or a time to live; those of one file share what they start.
 PARALLEL = ["-n", "4", "--dist", "loadfile"]
+#: Some measure this machine, and run when all others are done.
+OTHERS, ALONE = ["-m", "not alone"], ["-m", "alone", "tests/faults"]
 #: The last one has to reach the goals; the first, if it is here, is shown beside it.
-BENCHMARKED = ["3.11", "3.12"]
+BENCHMARKED = ["3.11", "3.13"]
 PYTHONS = nox.project.python_versions(nox.project.load_toml(ROOT / "core/pyproject.toml"))
 
 nox.needs_version = ">=2025.2.9"
@@ -48,7 +51,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, with branch coverage; --all-pythons: on each Python that is here."""
+    """All tests; --coverage: of branches; --all-pythons: on each Python that is here."""
     if ALL_PYTHONS in session.posargs:
         rest = [arg for arg in session.posargs if arg != ALL_PYTHONS]
         for python in PYTHONS:
@@ -68,7 +71,9 @@ def faults(session: nox.Session) -> None:
     """What must hold while etcd, links and services fail, in part; --full; --seed N: as it was."""
     install(session, "tests", *go())
     # More at once than other tests: these mostly wait for faults to be over.
-    session.run("pytest", *PARALLEL, "-n", "6", "tests/faults", *session.posargs)
+    parallel = [*PARALLEL, "-n", "6", *OTHERS, "tests/faults"]
+    for arguments in (parallel, ALONE):
+        session.run("pytest", *arguments, *session.posargs, success_codes=[0, 5])  # 5: none of them
 
 
 @nox.session(python="3.11", default=False)
@@ -234,16 +239,20 @@ def servers(session: nox.Session) -> dict[str, str]:
 
 
 def pytest(session: nox.Session) -> None:
-    """Run pytest; coverage is shown of a whole run only."""
+    """Run pytest, everything where nothing is named; COVERAGE takes half as much time again."""
     install(session, "tests", "tools", *go())
-    if session.posargs:
+    if session.posargs not in ([], [COVERAGE]):
         session.run("pytest", *session.posargs)
         return
     servers(session)
+    if not session.posargs:
+        session.run("pytest", *PARALLEL, *OTHERS)
+        session.run("pytest", *ALONE)
+        return
     session.run("coverage", "erase")
     try:
         sources = ",".join(str(ROOT / path / "src") for path in DISTRIBUTIONS)
-        session.run("coverage", "run", f"--source={sources}", "-m", "pytest", *PARALLEL)
+        session.run("coverage", "run", f"--source={sources}", "-m", "pytest", *PARALLEL, *OTHERS)
     finally:
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")

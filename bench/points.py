@@ -13,7 +13,7 @@ import msgspec
 from bench.load import GREETING, NAME, Job, Point, cpu_seconds
 from bench.processes import SERVER_CORE, free_port, output, running, start, wait_for
 from bench.programs import Programs
-from bench.rows import IMPORTS, PEERS, Load
+from bench.rows import IMPORTS, PEERS, PICKED, Load
 
 #: Of what is measured, thrown away before: caches fill, tasks and connections are made.
 WARM_UP = 0.4
@@ -41,7 +41,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
             AssertionError: a reply is wrong.
             RuntimeError, subprocess.SubprocessError: a process failed, and said why on stderr.
         """
-        kinds = {"import": self._import, "start": self._start, "wrk": self._wrk}
+        kinds = {
+            "import": self._import,
+            "start": self._start,
+            "wrk": self._wrk,
+            "pick": self._pick,
+        }
         return kinds.get(self.load.kind, self._client)()
 
     def _client(self) -> Point:
@@ -102,6 +107,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
         if b" 200 " not in head[:16] or json.loads(body) != {"message": GREETING}:
             raise AssertionError(f"{self.peer} answered {answer!r}")
         return {"wall_ms": took * 1e3, "cpu_ms": cpu * 1e3}
+
+    def _pick(self) -> Point:
+        """In one process, without a call."""
+        command = [sys.executable, "-m", "bench.pick", PICKED[self.peer], str(self.seconds)]
+        point: Point = json.loads(output(command))
+        return point
 
     def _command(self, *more: object) -> list[str]:
         return self.programs.command(PEERS[self.peer], *more)

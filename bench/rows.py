@@ -64,6 +64,7 @@ MEASURES = {
     "wall_ms": Measure(title="wall ms", form="{:,.0f}", ratio="{:.2f}"),
     "cpu_ms": Measure(title="CPU ms", form="{:,.0f}", ratio="{:.2f}"),
     "kib": Measure(title="KiB", form="{:,.1f}", ratio="{:.2f}"),
+    "pick_ns": Measure(title="CPU ns", form="{:,.0f}", ratio="{:.2f}"),
     "first_ms": Measure(title="first ms", form="{:,.1f}"),
     "p50_ms": Measure(title="p50 ms", form="{:,.1f}"),
     "p999_ms": Measure(title="p99.9 ms", form="{:,.1f}"),
@@ -120,6 +121,9 @@ IMPORTS = {
     "import micro": "import sys; sys.modules['typing_extensions'] = None; import micro",
     "import micro, with typing_extensions": "import micro",
 }
+
+#: From how many nodes `pick` picks, by the names of its rows.
+PICKED = {"3 nodes": "3", "10,000 nodes": "10000"}
 
 _SMALL = '`{"name":"Alice"}` -> `{"message":"Hello Alice"}`.'
 _PLAIN = (EVERYTHING, BARE, HTTP, GRPC, GRPC_UVLOOP, ECHO, FASTAPI)
@@ -220,6 +224,13 @@ LOADS = {
         peers=(BARE, HTTP, GRPC),
         base=GRPC,
     ),
+    "pick": Load(
+        title="Choosing a node",
+        about="What a client does in each call to choose one of the nodes, by default.",
+        kind="pick",
+        peers=tuple(PICKED),
+        base="3 nodes",
+    ),
     "late": Load(
         title="Deadlines",
         about="How late 10,000 calls, 1,000 at a time, with a deadline of 0.5 s end when "
@@ -276,6 +287,8 @@ ROWS = (
         peer="import micro", base="import asyncio", goal=1.3, floor=1.5),
     Row(what="import micro over import asyncio: CPU", load="import", measure="cpu_ms",
         peer="import micro", base="import asyncio", goal=1.3, floor=1.5, gates=True),
+    Row(what="pick from 10,000 nodes over pick from 3", load="pick", measure="pick_ns",
+        peer="10,000 nodes", base="3 nodes", goal=1.2, floor=1.5, gates=True),
     Row(what="calls to a stopped server: p99.9 of how late they end, ms", load="late",
         measure="p999_ms", peer=EVERYTHING, base=None, goal=50, floor=50),
 )  # fmt: skip

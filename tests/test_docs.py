@@ -18,6 +18,7 @@ import pytest
 from tools import tables
 
 import micro
+from micro.cli import _health, _report
 from micro.installed import GROUPS
 from micro.settings import SETTINGS
 
@@ -87,6 +88,25 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_tables_say_what_the_code_says(page: Path) -> None:
     assert page.read_text() == tables.current(page), "run: python3 dev.py docs"
+
+
+# -- the page on micro bench and micro health --------------------------------------------------
+
+
+def test_bench_page_has_every_field_and_every_problem() -> None:
+    page = (ROOT / "docs" / "bench.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \|$", page, re.MULTILINE)
+    named = [name for first, _ in rows for name in re.findall(r"`(\w+)`", first)]
+    assert sorted(named) == sorted([*_report.Report.__struct_fields__, *_health.PROBLEMS])
+    inner = {name: set(re.findall(r"`(\w+)`", text)) for name, text in rows}
+    for name, shape in (
+        ("`latency`", _report.Latency),
+        ("`histogram`", _report.Row),
+        ("`errors`", _report.Errors),
+        ("`warm_up`", _report.Uncounted),
+    ):
+        assert inner[name] == set(shape.__struct_fields__)
+    assert all(f"`{name}`" in page for name in _health.Answer.__struct_fields__)
 
 
 # -- the page on plugins ---------------------------------------------------------------------------

@@ -27,6 +27,7 @@ _ON_BOTH = (
     "test_tcp_client.py",
     "test_tcp_server.py",
     "test_tcp_streams.py",
+    "test_tls.py",
 )
 
 

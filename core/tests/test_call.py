@@ -300,6 +300,57 @@ def test_error_that_a_peer_sent_keeps_its_id_when_it_is_sent_on() -> None:
     assert decode_error(encode_error(error, id="web")).id == "users"
 
 
+@pytest.mark.parametrize(
+    "details", [{"field": "name", "most": 3}, {"nested": [1, {"a": None}], "text": "ü\n"}]
+)
+def test_details_of_an_error_arrive(details: dict[str, object]) -> None:
+    error = micro.InvalidArgument("bad", details=details)
+    assert decode_error(encode_error(error, id="users")).details == details
+
+
+@pytest.mark.parametrize(
+    "details", [{"at": object()}, {"text": "x" * 5000}, {"n": {1: {2}}, "s": ()}]
+)
+def test_details_that_cannot_travel_are_left_out_and_the_error_arrives(
+    details: dict[str, object],
+) -> None:
+    got = decode_error(encode_error(micro.NotFound("gone", details=details), id="users"))
+    assert type(got) is micro.NotFound
+    assert got.detail == "gone"
+    assert "at" not in got.details
+    assert len(str(got.details)) < 5000
+
+
+def test_what_was_not_executed_is_told_so() -> None:
+    error = micro.ResourceExhausted("busy", sent=False, retry_after=0.25)
+    got = decode_error(encode_error(error, id="users"))
+    assert got.sent is False
+    assert got.retry_after == 0.25
+
+
+def test_what_may_have_been_executed_is_not_told_otherwise() -> None:
+    got = decode_error(encode_error(micro.Unavailable("gone"), id="users"))
+    assert got.sent is None
+    assert got.retry_after is None
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", '"soon"', "null", "true2", "[1]", "-1e400"])
+def test_odd_retry_after_is_none(seconds: str) -> None:
+    text = f'{{"code":503,"detail":"d","kind":"Unavailable","retry_after":{seconds}}}'
+    assert decode_error(text).retry_after is None
+
+
+def test_peer_cannot_ask_for_a_longer_wait_than_five_minutes() -> None:
+    assert decode_error('{"code":503,"detail":"d","retry_after":1e9}').retry_after == 300
+
+
+@pytest.mark.parametrize("details", ["[1]", '"x"', "7", "null"])
+def test_details_of_another_form_do_not_hide_the_error(details: str) -> None:
+    got = decode_error(f'{{"code":404,"detail":"gone","details":{details}}}')
+    assert type(got) is micro.NotFound
+    assert not got.details
+
+
 @every_class
 def test_error_without_a_detail_arrives_with_the_phrase_of_its_status(
     cls: type[MicroError],

@@ -37,9 +37,9 @@ def debug() -> Iterator[Debug]:
         yield entered
 
 
-def test_its_endpoints_are_named_as_in_go_micro() -> None:
+def test_its_endpoints_are_those_of_go_micro_and_two_of_ours() -> None:
     names = [method.endpoint for method in read_handler(Debug(dict), None)]
-    assert names == ["Debug.Health", "Debug.Stats", "Debug.Endpoints"]
+    assert names == ["Debug.Health", "Debug.Stats", "Debug.Endpoints", "Debug.Counters"]
 
 
 @pytest.mark.asyncio
@@ -218,7 +218,7 @@ async def test_it_is_not_registered() -> None:
 async def test_it_answers_while_handlers_have_all_threads() -> None:
     work = Work()
     async with serving(serves(work)) as client, asyncio.TaskGroup() as tasks:
-        for _ in range(40):
+        for _ in range(32):
             tasks.create_task(client.call("work", "Work.Block", timeout=30))
 
         async def running() -> bool:
@@ -227,7 +227,7 @@ async def test_it_answers_while_handlers_have_all_threads() -> None:
                 for one in (await client.call("work", "Debug.Endpoints", timeout=2))["endpoints"]
                 if one["name"] == "Work.Block"
             ]
-            return bool(blocked == 40)
+            return bool(blocked == 32)
 
         try:
             await eventually(running)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -19,17 +21,30 @@ from micro.settings import Settings
 from micro.testing import eventually
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, sys, time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 import micro
 
 class Work:
     def __init__(self) -> None:
-        self._done = 0
+        self.begun = self.ended = 0
 
     async def do(self, seconds: float) -> str:
+        self.begun += 1
         await asyncio.sleep(seconds)
-        self._done += 1
+        self.ended += 1
         return service.name
+
+    async def ticks(self, count: int) -> AsyncIterator[int]:
+        self.begun += 1
+        for number in range(count):
+            yield number
+            await asyncio.sleep(0.02)
+        self.ended += 1
+
+    def block(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     async def stubborn(self) -> None:
         while True:
@@ -38,18 +53,26 @@ class Work:
             except asyncio.CancelledError:
                 pass
 
-service = micro.Service(sys.argv.pop(1))
-service.handle(Work())
+@asynccontextmanager
+async def lifespan(service):
+    yield
+    pass
+
+work = Work()
+service = micro.Service(sys.argv.pop(1), lifespan=lifespan)
+service.handle(work)
 service.run()
 """
 
 
 class Program:
-    """One running process of the program above."""
+    """One running process of the program above, or of another."""
+
+    source = PROGRAM
 
     def __init__(self, folder: Path, name: str, *flags: str, **environment: str) -> None:
         script = folder / "program.py"
-        script.write_text(PROGRAM)
+        script.write_text(self.source)
         self.log = folder / f"{uuid.uuid4().hex}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -76,6 +99,24 @@ class Program:
         return self.process.returncode
 
 
+class Counting(Program):
+    """It tells at its end how many streams there were."""
+
+    source = PROGRAM + 'print("begun", work.begun, "ended", work.ended)\n'
+
+
+class Lingering(Program):
+    """Its lifespan does not end."""
+
+    source = PROGRAM.replace("    yield\n    pass", "    yield\n    await asyncio.Event().wait()")
+
+
+class NeverReady(Program):
+    """Its check says no."""
+
+    source = PROGRAM.replace("lifespan=lifespan", "ready_check=lambda: False")
+
+
 Start = Callable[..., Program]
 
 
@@ -88,8 +129,10 @@ def name() -> str:
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Program] = []
 
-    def launch(name: str, *flags: str, **environment: str) -> Program:
-        started.append(Program(tmp_path, name, *flags, **environment))
+    def launch(
+        name: str, *flags: str, kind: type[Program] = Program, **environment: str
+    ) -> Program:
+        started.append(kind(tmp_path, name, *flags, **environment))
         return started[-1]
 
     yield launch
@@ -189,6 +232,94 @@ async def test_stop_ends_within_10_seconds_whatever_a_handler_does(start: Start,
         assert await program.exited(10 + 2.0) == 1
         with pytest.raises(micro.Unavailable):
             await calling
+
+
+@pytest.mark.asyncio
+async def test_function_in_a_thread_does_not_hold_the_process(start: Start, name: str) -> None:
+    program = start(name)
+    await program.serving()
+    async with client() as caller:
+        await caller.call(name, "Work.Do", {"seconds": 0})
+        with pytest.raises(micro.DeadlineExceeded):
+            await caller.call(name, "Work.Block", {"seconds": 40}, timeout=0.5)
+        program.process.send_signal(signal.SIGTERM)
+        assert await program.exited(3 + 2.0) == 1
+    assert "functions that still run in threads" in program.text
+
+
+@pytest.mark.asyncio
+async def test_lifespan_that_does_not_end_does_not_hold_the_process(
+    start: Start, name: str
+) -> None:
+    program = start(name, kind=Lingering)
+    await program.serving()
+    program.process.send_signal(signal.SIGTERM)
+    assert await program.exited(10 + 2.0) == 1
+    assert "not stopped after 9.5 s" in program.text
+
+
+@pytest.mark.asyncio
+async def test_stop_of_what_was_never_ready_is_quick_and_in_peace(start: Start, name: str) -> None:
+    program = start(name, kind=NeverReady)
+    await program.serving()
+    program.process.send_signal(signal.SIGTERM)
+    assert await program.exited(1 + 2.0) == 0
+    assert "registers when it is ready; now ready_check says no" in program.text
+
+
+@pytest.mark.asyncio
+async def test_stream_that_has_no_end_is_told_of_the_stop(start: Start, name: str) -> None:
+    program = start(name)
+    await program.serving()
+    got = 0
+    async with client() as caller:
+        began = 0.0
+        with pytest.raises(micro.Unavailable, match="the server stopped"):
+            async with caller.stream(name, "Work.Ticks", {"count": 10**9}) as replies:
+                async for _ in replies:
+                    got += 1
+                    if got == 5:
+                        program.process.send_signal(signal.SIGTERM)
+                        began = time.monotonic()
+        assert 6 < time.monotonic() - began < 10 + 2.0, "it has the time that calls have"
+    assert await program.exited(2 + 2.0) == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("transport", ["tcp", "http"])
+async def test_sigterm_under_load_cuts_no_stream_and_new_ones_open_elsewhere(
+    start: Start, name: str, transport: str
+) -> None:
+    flags = ("--transport", transport)
+    stays, goes = (start(name, *flags, kind=Counting) for _ in range(2))
+    await asyncio.gather(stays.serving(), goes.serving())
+    done = 0
+
+    async def load(caller: micro.Client, until: asyncio.Event) -> None:
+        nonlocal done
+        while not until.is_set():
+            async with caller.stream(name, "Work.Ticks", {"count": 20}) as replies:
+                assert [number async for number in replies] == list(range(20))
+            done += 1
+
+    async with client() as caller, caller.watch(name) as watch:
+        await eventually(lambda: len(watch.nodes) == 2, within=10)
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(16):
+                tasks.create_task(load(caller, stop))
+            await eventually(lambda: done > 50, within=20)
+            before = done
+            goes.process.send_signal(signal.SIGTERM)
+            assert await goes.exited(10) == 0
+            assert done > before + 20, "too little traffic during the stop to prove anything"
+            stop.set()
+    stays.process.send_signal(signal.SIGTERM)
+    assert await stays.exited(10) == 0
+    numbers = [re.findall(r"begun (\d+) ended (\d+)", one.text)[0] for one in (stays, goes)]
+    assert all(begun == ended for begun, ended in numbers), numbers
+    assert sum(int(ended) for _, ended in numbers) == done, "each was executed once"
+    assert int(numbers[1][1]) > 10
 
 
 @pytest.mark.asyncio

@@ -335,7 +335,7 @@ async def test_idle_connection_of_a_client_costs_little_memory() -> None:
         for _ in range(50):
             await _used(transport, listener.address, stack)
         gc.collect()
-        files = ("_tcp_client.py", "_tcp_link.py")
+        files = ("_tcp_channel.py", "_tcp_client.py", "_tcp_link.py")
         filters = [tracemalloc.Filter(inclusive=True, filename_pattern=f"*{one}") for one in files]
         taken = tracemalloc.take_snapshot().filter_traces(filters).statistics("filename")
         tracemalloc.stop()

@@ -13,6 +13,7 @@ import pytest
 from tests.faults.calls import Served, Stage
 from tests.faults.fleet import Fleet
 from tests.faults.observers import Journal, WatchedRegistry
+from tests.faults.survivors import Survivors
 
 SEED = pytest.StashKey[int]()
 #: The name of the property by which a test tells the end of the run what came of it.
@@ -27,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: only with --full")
+    config.addinivalue_line("markers", "alone: measures this machine, so that no other may run")
     seed = config.getoption("--seed", None)
     if seed is None:
         seed = getattr(config, "workerinput", {}).get("faults_seed")
@@ -131,3 +133,18 @@ def fleet(
     yield fleet
     if fleet.figures:
         request.node.user_properties.append((FIGURES, fleet.figures))
+
+
+@pytest.fixture
+def survivors(
+    request: pytest.FixtureRequest,
+    etcd_url: str,
+    tmp_path: Path,
+    chance: random.Random,
+    journal: Journal,
+) -> Iterator[Survivors]:
+    """Nodes, and their callers, that the test has to start."""
+    survivors = Survivors(tmp_path, etcd_url, chance)
+    yield survivors
+    if survivors.fates:
+        request.node.user_properties.append((FIGURES, str(survivors)))

@@ -13,7 +13,17 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.faults.calls import MIB, SLACK, TRANSPORTS, Served, Stage, beside, files, memory
+from tests.faults.calls import (
+    MIB,
+    SLACK,
+    TRANSPORTS,
+    Served,
+    Stage,
+    beside,
+    files,
+    memory,
+    most_memory,
+)
 from tests.faults.served import Said, Work
 from tests.faults.wire import (
     ERROR,
@@ -203,7 +213,9 @@ async def test_3_a_length_of_4_gib(served: Served, others: Others) -> None:
             assert await raw.status() == 413
             await raw.closed(within=2 + 2 * SLACK)
 
+    before = most_memory(served.pid)
     await others.suffer(native, http)
+    assert most_memory(served.pid) - before < GROWTH
 
 
 @pytest.mark.asyncio

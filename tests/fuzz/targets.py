@@ -17,6 +17,7 @@ from core.tests.native import GOAWAY, HELLO, METADATA, PREFACE, frames_in, hello
 from core.tests.native_link import what_is_said
 from google.protobuf import descriptor_pb2, message_factory
 
+from micro._x509 import read as read_certificate
 from micro.backends import _tcp_frames as native
 from micro.backends._http_head import Refused
 from micro.backends._http_reader import Reader
@@ -248,6 +249,17 @@ def url(data: bytes) -> None:
     assert not parsed.password or f":{parsed.password}@" not in repr(parsed)
 
 
+def certificate(data: bytes) -> None:
+    """What a peer shows, in DER."""
+    try:
+        found = read_certificate(data)
+    except ValueError:
+        return
+    assert isinstance(found.fault() + found.whose(), str)
+    assert not found.is_of("a", found) or "a" in (found.identity.split("/")[-1], *found.names)
+    assert found.identity in ("", *found.uris, *found.names)
+
+
 TARGETS: dict[str, Target] = {
     "native-server": _Native("server"),
     "native-client": _Native("client"),
@@ -261,4 +273,5 @@ TARGETS: dict[str, Target] = {
     "mdns": mdns,
     "record": record,
     "url": url,
+    "certificate": certificate,
 }

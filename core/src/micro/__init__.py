@@ -7,8 +7,9 @@ service.handle(Helloworld())
 service.run()
 """
 
+from micro._calls import Stream
 from micro.call import Body, Call, Context, Handler, Middleware, Reply, context
-from micro.client import Client, Stream, using
+from micro.client import Client, using
 from micro.contract import endpoint
 from micro.errors import (
     Aborted,
@@ -42,11 +43,15 @@ from micro.errors import (
 from micro.follow import Watch
 from micro.plugins import Plugins
 from micro.registry import Change, Endpoint, Node, Registry, Snapshot, Value
+from micro.retries import Retries
+from micro.selector import Selector
 from micro.service import Service
+from micro.tls import TLS
 from micro.transport import Limits, Transport
 from micro.url import URL
 
 __all__ = [
+    "TLS",
     "URL",
     "Aborted",
     "AlreadyExists",
@@ -80,6 +85,8 @@ __all__ = [
     "Registry",
     "Reply",
     "ResourceExhausted",
+    "Retries",
+    "Selector",
     "Service",
     "ServiceNotFound",
     "Snapshot",

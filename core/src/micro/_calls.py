@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from micro.call import INHERITED, Call, Kind
+from micro.call import INHERITED, Call, Kind, Reply
 from micro.codec import codec_for
 from micro.errors import ConfigError, DeadlineExceeded
+from micro.selector import Selector
+
+M = TypeVar("M")
+
+
+class Stream(AsyncIterator[M], Generic[M]):
+    """The replies of a stream, as they come; ``async for`` ends with the server's last.
+
+    ``metadata`` came with the server's acceptance, and is there with the first reply; ``trailer``
+    is there after the last.
+    """
+
+    def __init__(self, replies: AsyncGenerator[M, None], reply: Reply) -> None:
+        self._replies = replies
+        self._reply = reply
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self._reply.metadata
+
+    @property
+    def trailer(self) -> Mapping[str, str]:
+        return self._reply.trailer
+
+    def __aiter__(self) -> AsyncIterator[M]:  # noqa: PYI034 - spares a layer each message
+        return self._replies
+
+    async def __anext__(self) -> M:
+        return await anext(self._replies)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +47,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
     address: str = ""
+    selector: Selector | None = None
 
 
 class Form:

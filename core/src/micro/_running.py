@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,9 @@ from micro.errors import ConfigError
 from micro.plugins import Plugins
 from micro.port import SocketTransport
 from micro.registry import Registry
+from micro.retries import Retries
+from micro.selector import Selector
+from micro.tls import TLS, Secured
 from micro.transport import Limits, Transport
 
 if TYPE_CHECKING:
@@ -34,6 +38,9 @@ class Code(msgspec.Struct, frozen=True, kw_only=True):
     register_ttl: float | None
     register_interval: float | None
     request_timeout: float | None
+    retries: Retries
+    selector: Selector
+    tls: TLS | None
     limits: Limits
 
 
@@ -54,6 +61,9 @@ class Running:
         self.request_timeout = settings.duration(
             "client_request_timeout", code.request_timeout, 5.0
         )
+        attempts = settings.number("client_retries", code.retries.attempts - 1) + 1
+        self.retries: Retries = msgspec.structs.replace(code.retries, attempts=attempts)
+        self.selector: Selector = code.selector
         size = settings.size("max_message_size", code.limits.message)
         self.limits = msgspec.structs.replace(code.limits, message=size)
         if self.interval > self.register_ttl / 2:
@@ -67,6 +77,9 @@ class Running:
         self._open: list[Backend[Any]] = []
         self._registry = _backend(Registry, code.registry, settings, plugins, "mdns")
         self._transports = _transports(code.transport, settings, plugins)
+        crosses = any(transport.features.multi_process for transport in self._transports)
+        #: None: calls are not encrypted, or do not leave the process.
+        self.tls: Secured | None = _secured(code.tls, settings) if crosses else None
 
     async def open_given(self) -> None:
         """Open what the code names; the rest opens at first use."""
@@ -120,6 +133,22 @@ def _transports(code: object, settings: Settings, plugins: Plugins) -> Sequence[
                 f"{transport.url.source}: transport {transport.url} cannot share a port with others"
             )
     return found
+
+
+def _secured(code: TLS | None, settings: Settings) -> Secured | None:
+    """TLS as it is asked for; None where it is not."""
+    weakest = code or TLS()
+    paths = {"cert": weakest.cert, "key": weakest.key, "ca": weakest.ca}
+    given = {
+        name: settings.text(f"tls_{name}_file", os.fspath(path) or None)
+        for name, path in paths.items()
+    }
+    anonymous = settings.switch("tls_anonymous", default=weakest.anonymous)
+    if code is None and not any(one.text for one in given.values()):
+        return None
+    cert, key, ca = (given[name].text for name in ("cert", "key", "ca"))
+    sources = {name: one.source for name, one in given.items() if one.text}
+    return Secured(TLS(cert=cert, key=key, ca=ca, anonymous=anonymous), sources)
 
 
 def _new_id() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -30,6 +30,9 @@ from micro.errors import (
     UnsupportedContentType,
 )
 
+if TYPE_CHECKING:
+    from micro.selector import Selector
+
 #: What a transport moves: one encoded message, or a stream of them.
 Body: TypeAlias = bytes | AsyncIterator[bytes]
 #: Which sides of a call are streams: neither, the server's, the client's, or both.
@@ -40,9 +43,11 @@ class Call(msgspec.Struct, kw_only=True, gc=False):  # it holds nothing that cou
     """One request as it travels.
 
     ``endpoint`` is ``Handler.Method``; ``metadata`` has lower-case names; ``deadline`` is a moment
-    of ``time.monotonic()``; with ``idempotent`` it may be executed twice without harm. ``id`` and
-    ``peer`` (the caller's address) are known on the server; ``reply_metadata`` is what its handler
-    wants to go with the reply. On a client ``address`` is the node's, where its caller chose it.
+    of ``time.monotonic()``; with ``idempotent`` it may be executed twice without harm. ``id``,
+    ``peer`` (the caller's address) and ``identity`` (whom its certificate says that the caller is)
+    are known on the server; ``reply_metadata`` is what its handler wants to go with the reply. On a
+    client ``address`` is the node's, where its caller chose it, and ``selector`` the Selector of
+    its caller.
     """
 
     service: str
@@ -54,8 +59,10 @@ class Call(msgspec.Struct, kw_only=True, gc=False):  # it holds nothing that cou
     idempotent: bool = False
     id: str = ""
     peer: str = ""
+    identity: str = ""
     address: str = ""
     reply_metadata: dict[str, str] | None = None
+    selector: Selector | None = None
 
 
 class Reply(msgspec.Struct, kw_only=True):
@@ -85,12 +92,14 @@ def compose(middleware: Iterable[Middleware], handler: Handler) -> Handler:
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """The call that runs now, for code of its handler.
 
-    ``deadline`` is a moment of ``time.monotonic()``; what is put into ``reply_metadata`` goes to
-    the caller with the reply.
+    ``identity`` is whom the caller's certificate says that it is, a SPIFFE ID or a name; "" where
+    it showed none. ``deadline`` is a moment of ``time.monotonic()``; what is put into
+    ``reply_metadata`` goes to the caller with the reply.
     """
 
     id: str
     peer: str
+    identity: str
     service: str
     endpoint: str
     metadata: Mapping[str, str]
@@ -102,7 +111,7 @@ _current: ContextVar[Call] = ContextVar("micro.call")
 #: What a call made inside a handler takes over from the handler's own; never credentials.
 INHERITED = ("traceparent", "baggage")
 #: Make a call the current one of this task.
-enter = _current.set
+enter: Callable[[Call], object] = _current.set
 
 
 def context() -> Context:
@@ -119,6 +128,7 @@ def context() -> Context:
     return Context(
         id=call.id,
         peer=call.peer,
+        identity=call.identity,
         service=call.service,
         endpoint=call.endpoint,
         metadata=call.metadata,
@@ -182,12 +192,17 @@ def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 # -- errors on the wire ------------------------------------------------------------------------
-# Go Micro's form: {"id":"helloworld","code":400,"detail":"...","status":"Bad Request"}. "kind" is
-# ours: the name of our class, which Go's parser ignores and which keeps the sixteen codes apart.
+# Go Micro's form: {"id":"helloworld","code":400,"detail":"...","status":"Bad Request"}. Go's parser
+# ignores what is ours: "kind", the name of our class, which keeps the sixteen codes apart;
+# "executed", false where no handler saw the call; "final", true where repeating it is of no more
+# use; "retry_after" in seconds; "details".
 
-#: Most characters of an error's text, and of its other parts, as they travel.
+#: Most characters of an error's text, and of its other parts, as they travel; bytes of its details.
 _DETAIL = 1000
 _PART = 200
+_DETAILS = 4096
+#: Most seconds that a peer can ask for before it is asked again.
+_RETRY_AFTER = 300.0
 _PHRASES = {
     400: "Bad Request",
     401: "Unauthorized",
@@ -231,22 +246,42 @@ class _WireError(msgspec.Struct):
     detail: str = ""
     status: str = ""
     kind: str = ""
+    executed: Any = None
+    final: Any = None
+    retry_after: Any = None
+    details: Any = None
 
 
 def encode_error(error: MicroError, *, id: str) -> str:
-    """The JSON of an error, ASCII only so that it fits a header. ``id`` names who raises it."""
+    """The JSON of an error, ASCII only so that it fits a header. ``id`` names who raises it.
+
+    Details that are no JSON, or over 4 KiB, are left out: an error always travels.
+    """
     import json
 
-    fields = {
+    fields: dict[str, Any] = {
         "id": (error.id or id)[:_PART],
         "code": error.status,
         "detail": error.detail[:_DETAIL].encode(errors="replace").decode(),
         "status": _PHRASES.get(error.status, ""),
         "kind": _kind(error),
+        "retry_after": error.retry_after,
+        "details": _sendable(error.details) if error.details else None,
     }
-    return json.dumps(
-        {name: value for name, value in fields.items() if value}, separators=(",", ":")
-    )
+    told = {name: value for name, value in fields.items() if value}
+    if error.sent is False:
+        told["executed"] = False
+    if error.final:
+        told["final"] = True
+    return json.dumps(told, separators=(",", ":"))
+
+
+def _sendable(details: Mapping[str, object]) -> object:
+    try:
+        text = msgspec.json.encode(details)
+        return msgspec.json.decode(text) if len(text) <= _DETAILS else None
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
+        return None
 
 
 def _kind(error: MicroError) -> str:
@@ -267,5 +302,19 @@ def decode_error(text: str) -> MicroError:
             return InvalidArgument(text, remote=True)
         return Unknown(text, remote=True)
     kind = BY_NAME.get(wire.kind) or _BY_STATUS.get(wire.code, Unknown)
-    detail = wire.detail or wire.status
-    return kind(detail[:_DETAIL], id=wire.id[:_PART], remote=True)
+    error = kind(
+        (wire.detail or wire.status)[:_DETAIL],
+        id=wire.id[:_PART],
+        details=wire.details if isinstance(wire.details, dict) else None,
+        remote=True,
+        sent=False if wire.executed is False else None,
+        retry_after=_seconds(wire.retry_after),
+    )
+    error.final = wire.final is True
+    return error
+
+
+def _seconds(told: object) -> float | None:
+    if isinstance(told, int | float) and told > 0:
+        return min(float(told), _RETRY_AFTER)
+    return None

@@ -7,47 +7,21 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import lru_cache
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
-from micro._calls import Form, Options, decoded, encoded, inherit, late, once
+from micro._calls import Form, Options, Stream, decoded, encoded, inherit, late, once
 from micro.call import Call, Kind, Middleware, Reply, checked_metadata, compose, current
 from micro.contract import ENDPOINT, Method, content_type_of, read_contract
 from micro.deadline import Deadlines, Limit
 from micro.errors import InvalidArgument
 from micro.follow import Watch
 from micro.registry import Registry, check_service
-from micro.routes import STACK, Means, Routes
+from micro.routes import STACK, Counts, Means, Routes
+from micro.selector import Selector
 
 T = TypeVar("T")
-M = TypeVar("M")
 
 _NO_METADATA: Mapping[str, str] = {}
-
-
-class Stream(AsyncIterator[M], Generic[M]):
-    """The replies of a stream, as they come; ``async for`` ends with the server's last.
-
-    ``metadata`` came with the server's acceptance, and is there with the first reply; ``trailer``
-    is there after the last.
-    """
-
-    def __init__(self, replies: AsyncGenerator[M, None], reply: Reply) -> None:
-        self._replies = replies
-        self._reply = reply
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self._reply.metadata
-
-    @property
-    def trailer(self) -> Mapping[str, str]:
-        return self._reply.trailer
-
-    def __aiter__(self) -> AsyncIterator[M]:  # noqa: PYI034 - spares a layer each message
-        return self._replies
-
-    async def __anext__(self) -> M:
-        return await anext(self._replies)
 
 
 class Client:
@@ -99,6 +73,7 @@ class Client:
         content_type: str | None = None,
         idempotent: bool = False,
         address: str = "",
+        selector: Selector | None = None,
     ) -> T: ...
 
     @overload
@@ -113,6 +88,7 @@ class Client:
         content_type: str | None = None,
         idempotent: bool = False,
         address: str = "",
+        selector: Selector | None = None,
     ) -> Any: ...
 
     async def call(
@@ -127,6 +103,7 @@ class Client:
         content_type: str | None = None,
         idempotent: bool = False,
         address: str = "",
+        selector: Selector | None = None,
     ) -> Any:
         """Call ``endpoint`` (``Handler.Method``) of ``service``; the reply is a ``returns``.
 
@@ -135,7 +112,8 @@ class Client:
         default; inside a handler never longer than the handler's own. ``bytes`` and protobuf
         messages travel as they are, other requests as JSON, unless ``content_type`` says otherwise;
         the reply travels alike. An ``idempotent`` call may be executed twice. ``address`` is that
-        of a node, ``host:port``: it is called without asking the registry.
+        of a node, ``host:port``: it is called without asking the registry. ``selector`` chooses
+        among the nodes; make one for many calls.
 
         Raises:
             ServiceNotFound: no node is registered; names similar ones that are.
@@ -147,7 +125,7 @@ class Client:
             UnsupportedContentType: not known, or none that holds a ``returns``.
             MicroError: whatever else the handler raised.
         """
-        options = Options(timeout=timeout, metadata=metadata, address=address)
+        options = Options(timeout=timeout, metadata=metadata, address=address, selector=selector)
         if isinstance(request, AsyncIterator):
             form = self._form_of(endpoint, "client", request, returns, content_type)
             return await self._collect(form, service, request, options)
@@ -166,6 +144,7 @@ class Client:
         metadata: Mapping[str, str] = ...,
         content_type: str | None = None,
         address: str = "",
+        selector: Selector | None = None,
     ) -> AbstractAsyncContextManager[Stream[T]]: ...
 
     @overload
@@ -179,6 +158,7 @@ class Client:
         metadata: Mapping[str, str] = ...,
         content_type: str | None = None,
         address: str = "",
+        selector: Selector | None = None,
     ) -> AbstractAsyncContextManager[Stream[Any]]: ...
 
     def stream(
@@ -192,6 +172,7 @@ class Client:
         metadata: Mapping[str, str] = _NO_METADATA,
         content_type: str | None = None,
         address: str = "",
+        selector: Selector | None = None,
     ) -> AbstractAsyncContextManager[Stream[Any]]:
         """Open a stream of replies; ``request`` is one message, or an AsyncIterator of many.
 
@@ -203,7 +184,7 @@ class Client:
         """
         kind: Kind = "bidi" if isinstance(request, AsyncIterator) else "server"
         form = self._form_of(endpoint, kind, request, returns, content_type)
-        options = Options(timeout=timeout, metadata=metadata, address=address)
+        options = Options(timeout=timeout, metadata=metadata, address=address, selector=selector)
         return self._stream(form, service, request, options)
 
     @asynccontextmanager
@@ -219,6 +200,11 @@ class Client:
                 yield watch
         finally:
             await self._routes.release(service)
+
+    @property
+    def counts(self) -> Counts:
+        """What it decided about calls: repetitions, ejections, calls held back."""
+        return self._routes.counts
 
     async def registered(self) -> Registry:
         """The registry, connected: for one question, where a watch would be too much."""
@@ -322,6 +308,7 @@ class Client:
             deadline=began + timeout,
             idempotent=idempotent or form.idempotent,
             address=options.address,
+            selector=options.selector,
         )
         handled = current()
         if handled is not None:
@@ -380,11 +367,12 @@ def using(
     timeout: float | None = None,
     metadata: Mapping[str, str] | None = None,
     address: str = "",
+    selector: Selector | None = None,
 ) -> T:
     """A typed client like ``client``, whose calls have this timeout (seconds) and this metadata.
 
-    ``address`` is that of the one node to call, ``host:port``. What is not given stays; metadata is
-    added to what is there. ``client`` itself does not change.
+    ``address`` is that of the one node to call, ``host:port``; ``selector`` chooses among all. What
+    is not given stays; metadata is added to what is there. ``client`` itself does not change.
 
     Raises:
         TypeError: not a typed client.
@@ -396,5 +384,6 @@ def using(
         timeout=options.timeout if timeout is None else timeout,
         metadata={**options.metadata, **checked_metadata(metadata or {})},
         address=address or options.address,
+        selector=selector or options.selector,
     )
     return cast("T", type(client)(inner, service, merged))

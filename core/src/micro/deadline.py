@@ -36,7 +36,7 @@ class Deadlines:
     def __init__(self) -> None:
         #: What is watched, and the moment of the next look.
         self.running: set[Limited] = set()
-        self.wake = math.inf
+        self.wake: float = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     def until(self, when: float) -> Limit:

@@ -59,15 +59,27 @@ class EndpointsStats(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: list[EndpointStats]
 
 
+class Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """The reply of ``Debug.Counters``: what the process decided about calls, since it started."""
+
+    counters: dict[str, int]
+
+
 class Debug:
-    """Answers ``Debug.Health`` and ``Debug.Stats`` as Go Micro does, and ``Debug.Endpoints``.
+    """Answers ``Debug.Health`` and ``Debug.Stats`` as Go Micro does, and two endpoints of ours.
 
     It tells numbers only: nothing of settings, of messages or of callers. ``stats`` gives those of
-    each endpoint, by name. Garbage collection counts while it is entered.
+    each endpoint, by name, ``counters`` the decisions. Garbage collection counts while it is
+    entered.
     """
 
-    def __init__(self, stats: Callable[[], Mapping[str, Stats]]) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], Mapping[str, Stats]],
+        counters: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         self._stats = stats
+        self._counters = counters
         self._started = time.time()
         self._since = time.monotonic()
         self._collecting_since = 0
@@ -113,6 +125,10 @@ class Debug:
                 for name, one in sorted(self._stats().items())
             ]
         )
+
+    async def counters(self, service: str = "") -> Counters:
+        """Tell how often calls were repeated, held back or shed, and nodes ejected."""
+        return Counters(counters=dict(self._counters()))
 
     def _on_collection(self, phase: str, _: Mapping[str, int]) -> None:
         now = time.perf_counter_ns()

@@ -33,6 +33,7 @@ A caller catches the class that tells it what to do next; the text is for people
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import ClassVar
 
@@ -65,20 +66,33 @@ class MicroError(Exception):
     """What every error of micro is.
 
     ``detail`` is the text; ``id`` names who raised it (a service, as in Go Micro) and is empty for
-    errors of this process. ``remote`` tells whether a peer sent it. ``sent`` is False when the call
+    errors of this process. ``details`` are JSON values for a program to read, 4 KiB of them at most
+    when they travel. ``remote`` tells whether a peer sent it. ``sent`` is False when the call
     provably never reached a handler, so that it may be repeated without harm; None when unknown.
+    ``retry_after`` are the seconds after which its sender wants to be asked again. ``final`` says
+    that who raises it has done what repeating can do, so that no caller repeats it once more.
     """
 
     code: ClassVar[Code] = Code.UNKNOWN
     #: The number Go Micro and HTTP use for it.
     status: ClassVar[int] = 500
+    final: bool = False
 
     def __init__(
-        self, detail: str = "", *, id: str = "", remote: bool = False, sent: bool | None = None
+        self,
+        detail: str = "",
+        *,
+        id: str = "",
+        details: Mapping[str, object] | None = None,
+        remote: bool = False,
+        sent: bool | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.id = id
+        self.details: Mapping[str, object] = details or {}
+        self.retry_after = retry_after
         self.remote = remote
         self.sent = sent
 

@@ -17,18 +17,23 @@ def printable(text: str) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """``12:00:01.123 INFO  micro.service  text``; the lines of a traceback follow, indented."""
+    """``12:00:01.123 INFO  micro.service  text``; the lines of a traceback follow, indented.
 
-    def __init__(self, *, colour: bool) -> None:
+    ``process`` tells several processes of one program apart; it stands behind the logger's name.
+    """
+
+    def __init__(self, *, colour: bool, process: str = "") -> None:
         super().__init__()
         self._colour = colour
+        self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
         level = f"{record.levelname:<7}"
         if self._colour:
             level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
         moment = f"{self.formatTime(record, '%H:%M:%S')}.{int(record.msecs):03d}"
-        line = f"{moment} {level} {record.name}  {printable(record.getMessage())}"
+        name = f"{record.name}{self._process}"
+        line = f"{moment} {level} {name}  {printable(record.getMessage())}"
         if record.exc_info:
             traceback = self.formatException(record.exc_info).splitlines()
             line = "\n    ".join([line, *map(printable, traceback)])
@@ -36,11 +41,17 @@ class LineFormatter(logging.Formatter):
 
 
 def configure(
-    level: str, *, source: str, colour: bool = True, stream: TextIO | None = None
+    level: str,
+    *,
+    source: str,
+    colour: bool = True,
+    process: str = "",
+    stream: TextIO | None = None,
 ) -> None:
     """Send the logs of this process to ``stream`` (stderr), unless the program has set up its own.
 
-    Lines have colours when ``colour`` is true and the stream is a terminal.
+    Lines have colours when ``colour`` is true and the stream is a terminal, and tell the
+    ``process`` where there are several.
 
     Raises:
         ConfigError: no such level; the text names ``source``.
@@ -50,6 +61,7 @@ def configure(
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler(stream)
-        handler.setFormatter(LineFormatter(colour=colour and handler.stream.isatty()))
+        coloured = colour and handler.stream.isatty()
+        handler.setFormatter(LineFormatter(colour=coloured, process=process))
         root.addHandler(handler)
     logging.getLogger("micro").setLevel(level.upper())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HEAD = 24
 #: Seconds between two looks at the connections of a port.
 _SWEEP = 0.5
-#: Seconds that cancelled handlers have to end when their port closes.
+#: Seconds that cancelled handlers have to end when their port closes, and peers to hear of it.
 _LAST_WAIT = 0.3
 
 
@@ -72,6 +72,10 @@ class Session(asyncio.BaseProtocol, ABC):
     def drain(self) -> None:
         """Announce the end, take no new call, finish what runs, then close."""
 
+    def stop(self) -> None:
+        """Tell who still waits that the server has stopped, and close; ``abort`` follows soon."""
+        self.abort()
+
     @abstractmethod
     def expire(self) -> None:
         """The peer is too slow, or silent for too long; may set ``expires`` anew."""
@@ -116,6 +120,7 @@ class _Port(Listener):
     def __init__(
         self, transports: Sequence[SocketTransport], handler: Handler, limits: Limits
     ) -> None:
+        self.address: str = ""
         self.transports = transports
         self.handler = handler
         self.limits = limits
@@ -171,19 +176,32 @@ class _Port(Listener):
             session.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while self._sessions:
-                    self._quiet.clear()
-                    await self._quiet.wait()
+                await self._all_gone()
 
     async def aclose(self) -> None:
         self._stop_listening()
         if self._timer is not None:
             self._timer.cancel()
         for session in tuple(self._sessions):
-            session.abort()
-            self.lost(session)
-        if self._cancelled:  # a handler that ignores its cancellation must not hold the process
-            await asyncio.wait(self._cancelled, timeout=_LAST_WAIT)
+            tasks = session.running()
+            session.stop()
+            for task in tasks:
+                self.cancel(task)
+        try:
+            with suppress(TimeoutError):  # neither a peer nor a handler holds the process
+                async with asyncio.timeout(_LAST_WAIT):
+                    await self._all_gone()
+                    if self._cancelled:
+                        await asyncio.wait(self._cancelled)
+        finally:
+            for session in tuple(self._sessions):
+                session.abort()
+                self.lost(session)
+
+    async def _all_gone(self) -> None:
+        while self._sessions:
+            self._quiet.clear()
+            await self._quiet.wait()
 
     def admit(self, session: Session) -> bool:
         """Whether one more connection is taken."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 
-from micro.errors import ConfigError, MicroError
+from micro.errors import ConfigError
 from micro.registry import Node, Registry
 
 _log = logging.getLogger("micro.registration")
@@ -28,8 +30,14 @@ class Registration:
         self._ttl = ttl
         self._interval = interval
         self._task: asyncio.Task[None] | None = None
+        #: Whether the registry may know the node.
+        self.registered: bool = False
+        #: The moment of ``time.monotonic()`` at which it was told that the node goes.
+        self.left: float = -math.inf
 
     async def start(self) -> None:
+        """Register, and keep registered; again after a stop."""
+        self.registered = True  # also when this is cut off
         await self._registry.register(self._node, ttl=self._ttl)
         self._task = asyncio.create_task(self._run(), name=f"micro.register {self._node.service}")
 
@@ -38,11 +46,17 @@ class Registration:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if not self.registered:
+            return
         try:
             async with asyncio.timeout(_FAREWELL):
                 await self._registry.deregister(self._node)
-        except (MicroError, TimeoutError) as exc:
+        except Exception as exc:  # whatever a backend raises, the stop goes on
             _log.warning("%s: not deregistered: %r", self._node.service, exc)
+        else:
+            self.left = time.monotonic()
+        self.registered = False
 
     async def _run(self) -> None:
         from random import uniform

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
-from functools import partial
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, cast
 
+from micro._channels import Channels, Way
+from micro._targets import TRANSPORTS, Counts, Peer, Pool, Target, Tried, Viewed
 from micro.call import Body, Call, Reply
-from micro.errors import Internal, MicroError, ServiceNotFound, Unavailable
+from micro.errors import (
+    DeadlineExceeded,
+    Internal,
+    MicroError,
+    ResourceExhausted,
+    ServiceNotFound,
+    Unavailable,
+)
 from micro.follow import View
 from micro.registry import Node, Registry, check_service
-from micro.selector import Candidate, least_busy_of_two
-from micro.stats import Stats
+from micro.retries import Retries
+from micro.selector import Selector
+from micro.tls import Secured
 from micro.transport import Channel, Limits, Transport
 
-#: The metadata by which a node tells all transports of its port, the best first.
-TRANSPORTS = "transports"
+__all__ = ["STACK", "TRANSPORTS", "Counts", "Means", "Routes"]
 
 #: Seconds that calls on the channel of a node that has gone have to end.
 _GRACE = 10.0
 #: Seconds that looking for similar names may add to the error of an unknown service.
 _NEAR_MATCHES = 1.5
+#: Seconds that an ejected node has to answer when it is asked whether it lives.
+_PROBE = 1.0
+#: Addresses that are remembered of the calls to no registered node.
+_ADDRESSES = 256
 
 #: Holds what a stream has entered, until its caller leaves it.
 STACK: ContextVar[AsyncExitStack] = ContextVar("micro.routes.stack")
-
-#: The transport's name, and the address.
-_Way: TypeAlias = tuple[str, str]
 
 
 class Means(Protocol):
@@ -39,6 +48,10 @@ class Means(Protocol):
     request_timeout: float
     register_ttl: float
     limits: Limits
+    retries: Retries
+    selector: Selector
+    #: None: calls are not encrypted.
+    tls: Secured | None
 
     async def registry(self) -> Registry: ...
 
@@ -47,72 +60,116 @@ class Means(Protocol):
         ...
 
 
-class Peer(Candidate):
-    """A node, the way to it, and its channel once there is one."""
-
-    __slots__ = ("channel", "way")
-
-    def __init__(self, node: Node, way: _Way) -> None:
-        super().__init__(node)
-        self.way = way
-        self.channel: Channel | None = None
-
-    def release(self) -> None:
-        """A call on it has ended."""
-        self.outstanding -= 1
-
-
 class Routes:
-    """Finds the node and the channel for a call; watches each service that is called."""
+    """Finds the node and the channel for a call, and another when it fails.
+
+    It watches each service that is called.
+    """
 
     def __init__(self, means: Callable[[], Means]) -> None:
-        #: What the calls to addresses were.
-        self.unregistered = Stats()
+        self.counts: Counts = Counts()
         self._means = means
         self._targets: dict[str, Target] = {}
-        self._direct: dict[str, Peer] = {}
+        #: By address, and the service that is to be there.
+        self._direct: dict[tuple[str, str], Target] = {}
         self._views: dict[str | None, tuple[View, int]] = {}
-        self._channels: dict[_Way, asyncio.Task[Channel]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._channels = Channels(self._dial)
 
     async def send(self, call: Call, body: Body) -> Reply:
         """Pick a node and send it the call: the innermost handler of a client.
 
-        What a stream enters is left with the stack of its caller.
+        What can be repeated without harm is, on another node. What a stream enters is left with the
+        stack of its caller.
         """
-        if call.address:
-            peer = await self._direct_peer(call.address)
-            stats = self.unregistered
-        else:
-            target = self._targets.get(call.service) or await self._target(call.service)
-            peer = target.choose(target.peers() or await self._found(target))
-            stats = target.stats
-        channel = peer.channel or await self._channel(peer)
+        address, service = call.address, call.service
+        target = self._direct.get((address, service)) if address else self._targets.get(service)
+        if target is None:
+            target = await self._target(call)
+        pool = target.pool
+        if call.selector is not None and not address:  # an address is a choice already
+            pool = target.pool_of(call.selector)
         if not isinstance(body, bytes):
-            return await self._send_stream(call, body, channel, peer)
-        peer.outstanding += 1
-        began = time.monotonic()
-        try:
-            return await channel.call(call, body)
-        except Exception:
-            stats.errors += 1
-            raise
-        finally:
-            peer.outstanding -= 1
-            stats.add(time.monotonic() - began)
+            return await self._send_stream(call, body, target, pool)
+        tried: Tried | None = None
+        peers = target.peers(pool) or await self._found(target, pool)
+        if target.throttle is not None:
+            _hold_back(target, call)
+        peer = pool.choose(peers, call)
+        while True:
+            try:
+                target.attempts += 1
+                peer.outstanding += 1
+                try:
+                    channel = peer.channel or await self._channel(peer)
+                    reply = await channel.call(call, body)
+                finally:
+                    peer.outstanding -= 1
+            except MicroError as exc:
+                tried = tried or Tried()
+                other = await target.again(call, pool, tried, peer, exc)
+                if other is None:
+                    raise
+                peer = other
+            except asyncio.CancelledError:
+                _note_late(target, peer, call)
+                raise
+            else:
+                if peer.failures:
+                    target.answered(peer)
+                return reply
 
     async def _send_stream(
-        self, call: Call, body: AsyncIterator[bytes], channel: Channel, peer: Peer
+        self, call: Call, body: AsyncIterator[bytes], target: Target, pool: Pool
     ) -> Reply:
-        stack = STACK.get()
-        peer.outstanding += 1
-        stack.callback(peer.release)
-        reply = await stack.enter_async_context(channel.stream(call, body))
-        if call.kind == "client":
-            reply.body = await _only(cast("AsyncIterator[bytes]", reply.body))
-        return reply
+        """Open a stream, on another node when nothing of it was sent to the first."""
+        tried = Tried()
+        peers = target.peers(pool) or await self._found(target, pool)
+        if target.throttle is not None:
+            _hold_back(target, call)
+        peer = pool.choose(peers, call)
+        while True:
+            target.attempts += 1
+            try:
+                reply = await self._open_stream(call, body, peer)
+            except MicroError as exc:
+                other = await target.again(call, pool, tried, peer, exc)
+                if other is None:
+                    raise
+                peer = other
+            else:
+                if call.kind == "client":
+                    reply.body = await _collected(call, target, peer, reply)
+                return reply
 
-    async def _target(self, service: str) -> Target:
+    async def _open_stream(self, call: Call, body: AsyncIterator[bytes], peer: Peer) -> Reply:
+        async with AsyncExitStack() as entered:
+            peer.outstanding += 1
+            entered.callback(peer.release)
+            channel = peer.channel or await self._channel(peer)
+            reply = await entered.enter_async_context(channel.stream(call, body))
+            STACK.get().push_async_exit(entered.pop_all())
+            return reply
+
+    async def _answers(self, peer: Peer) -> bool:
+        """Whether a node that was ejected is there again."""
+        deadline = time.monotonic() + _PROBE
+        call = Call(service=peer.node.service, endpoint="Debug.Health", deadline=deadline)
+        try:
+            async with asyncio.timeout(_PROBE):
+                channel = peer.channel or await self._channel(peer)
+                await channel.call(call, b"{}")
+        except MicroError as exc:
+            return exc.remote and not isinstance(exc, Unavailable)
+        except Exception:  # whatever a transport raises, the node is asked again
+            return False
+        return True
+
+    async def _target(self, call: Call) -> Target:
+        if call.address:
+            return await self._target_at(call.address, call.service)
+        return await self._target_of(call.service)
+
+    async def _target_of(self, service: str) -> Target:
         """The nodes of ``service``.
 
         Raises:
@@ -131,19 +188,47 @@ class Routes:
             await self.release(service)
             return self._targets[service]
         names = tuple(transport.features.name for transport in transports)
-        target = Target(view, service, names, self._gone)
+        target = self._new_target(view, service, names, self._means().selector)
         self._targets[service] = target
         return target
 
-    async def _direct_peer(self, address: str) -> Peer:
+    async def _target_at(self, address: str, service: str) -> Target:
         """The node at ``address``, registered or not; it speaks what every node speaks."""
-        if address not in self._direct:
-            transports = await self._means().transports()
-            node = Node(service="", id="", address=address)
-            self._direct[address] = Peer(node, (transports[-1].features.name, address))
-        return self._direct[address]
+        transports = await self._means().transports()
+        key = (address, service)
+        if key not in self._direct:
+            if len(self._direct) >= _ADDRESSES:
+                self._forget(next(iter(self._direct)))
+            names = (transports[-1].features.name,)
+            fixed = _Fixed((Node(service=service, id="", address=address),))
+            self._direct[key] = self._new_target(fixed, service, names, Selector())
+        return self._direct[key]
 
-    async def _found(self, target: Target) -> Sequence[Peer]:
+    def _forget(self, key: tuple[str, str]) -> None:
+        """Close the channel to an address that was called long ago, once its calls have ended.
+
+        Its one node is never out, so that there is no task to end.
+        """
+        target = self._direct.pop(key)
+        target.closed = True
+        self._gone(target.ways)
+
+    def _new_target(
+        self, view: Viewed, service: str, transports: Sequence[str], selector: Selector
+    ) -> Target:
+        return Target(
+            view,
+            service,
+            transports,
+            selector,
+            self._means().retries,
+            self.counts,
+            secure=self._means().tls is not None,
+            answers=self._answers,
+            gone=self._gone,
+        )
+
+    async def _found(self, target: Target, pool: Pool) -> Sequence[Peer]:
         """Nodes that the consistent read finds, or the error that tells why there are none."""
         registry = await self._means().registry()
         # At once, since each may wait for answers from a network.
@@ -151,7 +236,9 @@ class Routes:
         try:
             nodes = await registry.get(target.service)
         except ServiceNotFound:
-            if self._targets.pop(target.service, None):
+            if self._targets.get(target.service) is target:
+                del self._targets[target.service]
+                await target.aclose()
                 await self.release(target.service)
             text = f"service {target.service!r} is not registered{await hint}"
             raise ServiceNotFound(text) from None
@@ -165,17 +252,14 @@ class Routes:
                 "choose another with --transport",
                 sent=False,
             )
-        return peers
+        allowed = pool.allowed(peers)
+        if not allowed:
+            text = f"of {len(peers)} nodes of {target.service!r} the selector's filters take none"
+            raise Unavailable(text, sent=False)
+        return allowed
 
     async def _channel(self, peer: Peer) -> Channel:
-        """The channel to a node; whoever asks first dials for all."""
-        dialled = self._channels.get(peer.way)
-        if dialled is None:
-            dialled = asyncio.create_task(self._dial(peer.way))
-            self._channels[peer.way] = dialled
-            dialled.add_done_callback(partial(self._dialled, peer.way))
-        channel = await asyncio.shield(dialled)
-        peer.channel = channel
+        peer.channel = channel = await self._channels.get(peer.way)
         return channel
 
     async def hold(self, service: str | None) -> View:
@@ -200,97 +284,66 @@ class Routes:
     async def aclose(self) -> None:
         """End watches and channels; calls that run fail. A second call does nothing."""
         views = [view for view, _ in self._views.values()]
+        targets = [*self._targets.values(), *self._direct.values()]
         self._views.clear()
         self._targets.clear()
         self._direct.clear()
+        for target in targets:
+            await target.aclose()
         for view in views:
             await view.aclose()
-        channels = tuple(self._channels.values())
-        self._channels.clear()
-        for dialled in channels:
-            dialled.cancel()
-            if not dialled.cancelled() and dialled.done() and dialled.exception() is None:
-                await dialled.result().aclose()
-        await asyncio.gather(*channels, *self._closing, return_exceptions=True)
+        await self._channels.aclose()
 
-    def _dialled(self, way: _Way, dialled: asyncio.Task[Channel]) -> None:
-        """Forget a failure, so that the next call dials again, whoever still waits for this one."""
-        failed = dialled.cancelled() or dialled.exception() is not None
-        if failed and self._channels.get(way) is dialled:
-            del self._channels[way]
-
-    async def _dial(self, way: _Way) -> Channel:
+    async def _dial(self, way: Way) -> Channel:
         means = self._means()
-        name, address = way
+        name, address, service = way
+        tls = None if means.tls is None else means.tls.client(service)
         for transport in await means.transports():
             if transport.features.name == name:
-                return await transport.dial(address, means.limits, timeout=means.request_timeout)
+                return await transport.dial(
+                    address, means.limits, tls=tls, timeout=means.request_timeout
+                )
         raise Unavailable(f"no transport {name} is open", sent=False)
 
-    def _gone(self, ways: set[_Way]) -> None:
+    def _gone(self, ways: set[Way]) -> None:
         """Close the channels of nodes that are registered no more, once their calls have ended."""
-        for target in self._targets.values():
+        for target in (*self._targets.values(), *self._direct.values()):
             ways = ways - target.ways
-        for way in ways:
-            dialled = self._channels.pop(way, None)
-            if dialled is not None:
-                task = asyncio.create_task(_close(dialled))
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+        self._channels.leave(ways, grace=_GRACE)
 
 
-class Target:
-    """The nodes of one service that can be called, worked out anew only when the view changes."""
+class _Fixed:
+    """The nodes of an address."""
 
-    def __init__(
-        self,
-        view: View,
-        service: str,
-        transports: Sequence[str],
-        gone: Callable[[set[_Way]], None],
-    ) -> None:
-        self.service = service
-        self.transports = transports
-        self.ways: set[_Way] = set()
-        self.stats = Stats()
-        self.choose = cast("Callable[[Sequence[Peer]], Peer]", least_busy_of_two())
-        self._view = view
-        self._gone = gone
-        self._seen: tuple[Node, ...] | None = None
-        self._peers: Sequence[Peer] = ()
+    def __init__(self, nodes: tuple[Node, ...]) -> None:
+        self.nodes = nodes
 
-    def peers(self) -> Sequence[Peer]:
-        if self._view.nodes is not self._seen:
-            self._renew(self._view.nodes)
-        return self._peers
 
-    def reachable(self, nodes: Iterable[Node]) -> list[Peer]:
-        """Those that speak what we speak; Go's gRPC servers share the registry, not the wire."""
-        known = {(peer.node.id, peer.way): peer for peer in self._peers}
-        peers: list[Peer] = []
-        for node in nodes:
-            name = self._best(node)
-            if name:
-                way = (name, node.address)
-                peer = known.get((node.id, way)) or Peer(node, way)
-                peer.node = node
-                peers.append(peer)
-        return peers
+def _hold_back(target: Target, call: Call) -> None:
+    """Refuse a call here, while servers refuse most; what they answer at all times goes on."""
+    if not call.endpoint.startswith("Debug.") and target.holds_back():
+        text = f"service {target.service!r} refuses most calls, so that this one was not sent"
+        raise ResourceExhausted(text, sent=False)
 
-    def _renew(self, nodes: tuple[Node, ...]) -> None:
-        self._seen = nodes
-        self._peers = self.reachable(nodes)
-        before, self.ways = self.ways, {peer.way for peer in self._peers}
-        if before - self.ways:
-            self._gone(before - self.ways)
 
-    def _best(self, node: Node) -> str:
-        """The name of the best transport that both have; "" if there is none."""
-        if node.metadata.get("protocol", "mucp") != "mucp":
-            return ""
-        offered = node.metadata.get("transport", self.transports[-1])
-        spoken = {offered, *node.metadata.get(TRANSPORTS, "").split(",")}
-        return next((name for name in self.transports if name in spoken), "")
+def _note_late(target: Target, peer: Peer, call: Call) -> None:
+    """A call whose deadline had come when it was cancelled tells of a node that did not answer."""
+    if call.deadline is not None and time.monotonic() >= call.deadline:
+        target.failed(peer, DeadlineExceeded())
+
+
+async def _collected(call: Call, target: Target, peer: Peer, reply: Reply) -> bytes:
+    """The one reply to a stream of requests; what becomes of it tells of the node."""
+    try:
+        body = await _only(cast("AsyncIterator[bytes]", reply.body))
+    except MicroError as exc:
+        target.failed(peer, exc)
+        raise
+    except asyncio.CancelledError:
+        _note_late(target, peer, call)
+        raise
+    target.answered(peer)
+    return body
 
 
 async def _only(body: AsyncIterator[bytes]) -> bytes:
@@ -319,8 +372,3 @@ async def _similar(registry: Registry, service: str) -> str:
         return f"; did you mean {' or '.join(near)}?"
     shown = ", ".join(names[:10])
     return f"; registered are {shown}" if names else "; nothing is registered, is it running?"
-
-
-async def _close(dialled: asyncio.Task[Channel]) -> None:
-    channel = await dialled
-    await channel.aclose(grace=_GRACE)

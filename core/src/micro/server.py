@@ -9,9 +9,14 @@ import math
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
+
+from micro._overload import Lateness, Shed, Turns
+from micro._targets import Counts
 from micro.call import (
     Body,
     Call,
@@ -38,9 +43,10 @@ from micro.errors import (
 )
 from micro.registry import Endpoint
 from micro.stats import Stats
+from micro.transport import Limits
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from micro.debug import Debug
 
@@ -60,12 +66,23 @@ class Server:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.ready = False
+        #: Those of the client beside it, to be told of.
+        self.counts: Counts = Counts()
+        self._turns = Turns(Limits().in_flight, "calls")
+        self._free = Turns(_THREADS, "plain functions")
+        self._lateness = Lateness()
+        self.ready: bool = False
+        #: Why it is not, without what may be a secret: anybody may ask.
+        self.why_not: str = "it is starting"
         self._endpoints: dict[str, _Endpoint] = {}
         self._unknown = Stats()
         self._deadlines = Deadlines()
         self._debug: Debug | None = None
         self._threads: ThreadPoolExecutor | None = None
+
+    def tell(self, why_not: str) -> None:
+        """What ``/readyz`` answers from now on: why it is not ready, "" when it is."""
+        self.ready, self.why_not = not why_not, why_not
 
     def handle(self, handler: object, *, name: str | None = None) -> None:
         """Serve the public methods of ``handler``; ``name`` stands for its class's name.
@@ -92,10 +109,13 @@ class Server:
         """What the calls of each endpoint were, by its name."""
         return {name: endpoint.stats for name, endpoint in self._endpoints.items()}
 
-    def handler(self, middleware: Iterable[Middleware]) -> Handler:
+    def handler(self, middleware: Iterable[Middleware], limits: Limits | None = None) -> Handler:
         """The whole server as one handler; made once, at start."""
+        self._turns = Turns((limits or Limits()).in_flight, "calls")
+        self._lateness = Lateness()
         endpoints = {**self._built_in(), **self._endpoints}
         unknown, deadlines, clock = self._unknown, self._deadlines, time.monotonic
+        turns, lateness = self._turns, self._lateness
 
         def dispatch(call: Call, body: Body) -> Awaitable[Reply]:
             endpoint = endpoints.get(call.endpoint)
@@ -107,19 +127,25 @@ class Server:
 
         async def answer(call: Call, body: Body) -> Reply:
             endpoint = endpoints.get(call.endpoint)
+            spared = False
             if endpoint is not None:
                 call.kind = endpoint.method.kind
-                stats = endpoint.stats
+                stats, spared = endpoint.stats, endpoint.spared
             elif call.endpoint.startswith("/"):
                 return self._health(call.endpoint)
             else:
                 stats = unknown
             stats.running += 1
+            turns.running += 1
             began = clock()
+            if not (stats.calls + stats.running) & lateness.seldom:
+                lateness.look(began)
             limit = Limit(deadlines, math.inf if call.deadline is None else call.deadline)
             enter(call)
             try:
                 with limit:
+                    if (turns.running > turns.most or began > lateness.too_late) and not spared:
+                        await self._admit(began)
                     reply = await inner(call, body) if began < limit.when else _expired(call)
                 if call.reply_metadata:
                     reply.metadata |= checked_metadata(call.reply_metadata)
@@ -129,18 +155,43 @@ class Server:
                 raise self._told(call, exc, late=limit.expired) from None
             finally:
                 stats.running -= 1
+                turns.end()
                 stats.add(clock() - began)
 
         return answer
 
+    async def _admit(self, began: float) -> None:
+        """Let a call begin, perhaps a little later.
+
+        Raises:
+            ResourceExhausted: the server has too much to do.
+        """
+        if began > self._lateness.too_late and self._lateness.is_behind():
+            raise self._lateness.refuse()
+        if self._turns.running <= self._turns.most:
+            return
+        self._turns.running -= 1  # it has counted itself already
+        try:
+            await self._turns.take()
+        except BaseException:
+            self._turns.running += 1
+            raise
+
     async def run_in_thread(self, function: Callable[[], Any]) -> Any:
-        """Run a plain function in the bounded pool, with this task's context."""
+        """Run a plain function in the bounded pool, with this task's context.
+
+        Raises:
+            ResourceExhausted: no thread was free in time.
+        """
         if self._threads is None:
             from concurrent.futures import ThreadPoolExecutor
 
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"micro-{self.name}")
         run = contextvars.copy_context().run
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run, function)
+        await self._free.take()
+        running = self._threads.submit(run, function)
+        running.add_done_callback(partial(_end_in, asyncio.get_running_loop(), self._free))
+        return await asyncio.wrap_future(running)
 
     def close(self) -> None:
         """Give the threads back; a function that still runs in one is not waited for."""
@@ -157,6 +208,8 @@ class Server:
         if late and isinstance(exc, TimeoutError):
             return DeadlineExceeded(f"{call.endpoint}: not done within its deadline")
         if isinstance(exc, MicroError) and not isinstance(exc, _LOCAL):
+            if exc.final:  # middleware made a call of its own: that says nothing of this one
+                exc.sent = None
             return exc
         incident = os.urandom(4).hex()
         _log.error("%s failed, incident %s", call.endpoint, incident, exc_info=exc)
@@ -166,10 +219,18 @@ class Server:
         """What every server answers; a handler of the program's with the same name stands first."""
         from micro.debug import Debug
 
-        debug = self._debug = Debug(self.stats)
+        debug = self._debug = Debug(self.stats, self._counters)
         debug.__enter__()
-        methods = read_handler(debug, None)
-        return {method.endpoint: _Endpoint(self, debug, method) for method in methods}
+        built_in = [_Endpoint(self, debug, method) for method in read_handler(debug, None)]
+        for endpoint in built_in:
+            endpoint.spared = True
+        return {endpoint.method.endpoint: endpoint for endpoint in built_in}
+
+    def _counters(self) -> dict[str, int]:
+        """What this process decided about calls: as a server, and as a client of others."""
+        refused = self._turns.refused + self._free.refused
+        own = {"shed_busy": refused, "shed_late": self._lateness.refused}
+        return own | msgspec.structs.asdict(self.counts)
 
     def _not_found(self, name: str) -> EndpointNotFound:
         from difflib import get_close_matches
@@ -185,7 +246,7 @@ class Server:
         if path == "/livez" or (path == "/readyz" and self.ready):
             return Reply(body=b'{"status":"ok"}')
         if path == "/readyz":
-            raise Unavailable(f"{self.name} is starting or draining")
+            raise Unavailable(f"{self.name} is not ready: {self.why_not}")
         raise EndpointNotFound(f"{path[:80]!r} is not one of /livez, /readyz")
 
 
@@ -196,6 +257,8 @@ class _Endpoint:
         self.method = method
         self.owner = f"{type(handler).__qualname__}.{method.attribute}"
         self.stats = Stats()
+        #: It is answered even when there is too much to do.
+        self.spared: bool = False
         self._server = server
         self._forms: dict[str, tuple[Codec, Callable[[bytes], Any]]] = {}
         self._form(method.content_type)  # the usual one is ready before the first call
@@ -308,12 +371,19 @@ async def _decoded(
 
 def _executed(error: MicroError) -> MicroError:
     """An error of a handler; what another server did not execute, this one may have."""
-    error.sent = None
+    if not isinstance(error, Shed):  # there was no thread to begin it in
+        error.sent = None
     return error
 
 
 def _expired(call: Call) -> NoReturn:
     raise DeadlineExceeded(f"{call.endpoint}: expired before it was executed", sent=False)
+
+
+def _end_in(loop: asyncio.AbstractEventLoop, turns: Turns, _: Future[Any]) -> None:
+    """Give back the turn of a thread, in the loop's own thread, when the function has ended."""
+    with suppress(RuntimeError):  # the loop is closed: a function was still running
+        loop.call_soon_threadsafe(turns.end)
 
 
 def _threaded(server: Server, function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:

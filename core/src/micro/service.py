@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, Self
@@ -15,10 +16,14 @@ from micro.client import Client
 from micro.errors import Closed, ConfigError, MicroError
 from micro.plugins import Plugins
 from micro.port import SocketTransport, open_port
+from micro.readiness import Presence, ReadyCheck
 from micro.registration import Registration
 from micro.registry import Node, Registry, check_node, check_service
+from micro.retries import Retries
 from micro.routes import TRANSPORTS
+from micro.selector import Selector
 from micro.server import Server
+from micro.tls import TLS
 from micro.transport import UNIX, Limits, Listener, Transport
 
 if TYPE_CHECKING:
@@ -32,6 +37,8 @@ Lifespan = Callable[["Service"], AbstractAsyncContextManager[None]]
 _PROPAGATION = 2.0
 #: Seconds that calls have to end once nothing new is taken.
 _GRACE = 7.0
+#: Seconds that all of this takes at most, also when the registry is slow to be told.
+_LEAVING = 9.1
 
 
 class Service:
@@ -40,10 +47,14 @@ class Service:
     ``registry`` and ``transport`` are URLs, which the environment and flags override, or objects,
     which nothing overrides; several transports, comma separated, share one port, and a client takes
     the first of them that a node has too. ``limits`` hold for what comes in, as server and as
-    client. Times are in seconds. ``middleware`` wraps the calls that come in,
+    client. ``retries`` and ``selector`` say how its client repeats calls and chooses nodes. With
+    ``tls`` it speaks nothing else, as server and as client. Times are in seconds. ``middleware``
+    wraps the calls that come in,
     ``client_middleware`` those that go out; the first is outermost. ``extensions`` are names of
     installed ones, which add to the service before it starts. ``lifespan(service)`` brackets the
     handlers: entered before the service is registered, left when its calls have ended.
+    ``ready_check`` says whether it should get calls, asked every second: None or True, else False,
+    or it raises; the service is registered, and ``/readyz`` is 200, while it says yes.
 
     Making it does no I/O. ``async with service`` reads the environment and runs it inside of a
     program of yours; ``service.run()`` is the program.
@@ -63,11 +74,15 @@ class Service:
         register_ttl: float | None = None,
         register_interval: float | None = None,
         request_timeout: float | None = None,
+        retries: Retries | None = None,
+        selector: Selector | None = None,
+        tls: TLS | None = None,
         limits: Limits | None = None,
         middleware: Iterable[Middleware] = (),
         client_middleware: Iterable[Middleware] = (),
         extensions: Iterable[str] = (),
         lifespan: Lifespan | None = None,
+        ready_check: ReadyCheck | None = None,
         plugins: Plugins | None = None,
     ) -> None:
         self.name: str = check_service(name)
@@ -82,17 +97,22 @@ class Service:
             register_ttl=register_ttl,
             register_interval=register_interval,
             request_timeout=request_timeout,
+            retries=retries or Retries(),
+            selector=selector or Selector(),
+            tls=tls,
             limits=limits or Limits(),
         )
         self._middleware = list(middleware)
         self._extensions = tuple(extensions)
         self._configured: set[str] = set()
         self._lifespan = lifespan
+        self._ready_check = ready_check
         self._plugins = plugins or Plugins()
         self._server = Server(name)
         self._running: Running | None = None
         self._stack = AsyncExitStack()
         self.client: Final = Client(self._means, middleware=client_middleware)
+        self._server.counts = self.client.counts
         #: ``client.call``, which see.
         self.call: Final = self.client.call
 
@@ -150,6 +170,9 @@ class Service:
             stack.callback(self._closed)
             stack.push_async_callback(running.aclose)
             stack.push_async_callback(self.client.aclose)
+            if running.tls is not None:
+                serves = running.name.text if self._server.endpoints() else ""
+                await stack.enter_async_context(running.tls.kept(serves=serves))
             await running.open_given()
             if self._lifespan is not None:
                 await stack.enter_async_context(self._lifespan(self))
@@ -162,11 +185,19 @@ class Service:
 
         SIGTERM or SIGINT drains and returns, within 10 s; a second one stops at once. A wrong
         setting, or a backend that cannot be reached, ends the process with a text and status 2 or
-        1.
+        1. With ``--workers N`` it is N processes, each a node with a port of its own.
         """
         from micro.program import run
 
-        run(self.name, self.opened, args)
+        run(self.name, self.opened, args, check=self._check)
+
+    def _check(self, settings: Settings) -> Running:
+        """What these settings come to; nothing is opened.
+
+        Raises:
+            ConfigError: one of them is wrong.
+        """
+        return Running(self.name, self._given, settings, self._plugins)
 
     def _check_not_running(self, what: str) -> None:
         if self._running is not None:
@@ -192,49 +223,60 @@ class Service:
         registry, transports = await running.registry(), await running.transports()
         async with AsyncExitStack() as stack:
             stack.callback(self._server.close)
+            self._server.tell("it is starting")
             listener = await self._listen(running, transports)
             stack.push_async_callback(listener.aclose)
             node = self._node(running, listener.address, transports, registry)
             registration = Registration(registry, node, running.register_ttl, running.interval)
-            await registration.start()
-            self._server.ready = True
-            where = (node.service, node.address, registry.url)
-            _log.info("%s: serving at %s, registered with %s", *where)
+            presence = Presence(self.name, registration, self._ready_check, self._server.tell)
+            await presence.start()
+            state = "registered" if registration.registered else "not yet registered"
+            where = (node.service, node.address, state, registry.url)
+            _log.info("%s: serving at %s, %s with %s", *where)
             try:
                 yield
             finally:
-                self._server.ready = False
-                await self._leave(registration, listener, registry)
+                self._server.tell("it is stopping")
+                spreads = min(registry.features.converge, _PROPAGATION)
+                await self._leave(presence, registration, listener, spreads)
 
     async def _leave(
-        self, registration: Registration, listener: Listener, registry: Registry
+        self, presence: Presence, registration: Registration, listener: Listener, spreads: float
     ) -> None:
-        """Leave so that no call fails: tell all, serve those who have not heard, end what runs."""
-        wait = min(registry.features.converge, _PROPAGATION)
+        """Leave so that no call fails: tell all, serve those who have not heard, end what runs.
+
+        ``spreads`` are the seconds that it takes until all have heard.
+        """
+        until = time.monotonic() + _LEAVING
+        wait = spreads if registration.registered else 0.0
         _log.info(
             "%s: stopping; serving %g s more until callers know (again to force)", self.name, wait
         )
-        await registration.stop()
-        await asyncio.sleep(wait)
-        await listener.drain(_GRACE)
+        await presence.stop()
+        await asyncio.sleep(max(registration.left + spreads - time.monotonic(), 0.0))
+        await listener.drain(max(min(_GRACE, until - time.monotonic()), 0.0))
 
     async def _listen(self, running: Running, transports: Sequence[Transport]) -> Listener:
         given = running.address
         crosses = any(transport.features.multi_process for transport in transports)
-        if crosses and not _is_local(given.text):
+        if crosses and running.tls is None and not _is_local(given.text):
             if not running.insecure:
                 raise ConfigError(
                     f"{given.source}: server_address {given.text} can be reached from other "
-                    "machines, without TLS; listen at 127.0.0.1, or accept it with "
-                    "--server_insecure (MICRO_SERVER_INSECURE=true)"
+                    "machines, without TLS; listen at 127.0.0.1, give a certificate with "
+                    "--tls_cert_file, or accept it with --server_insecure "
+                    "(MICRO_SERVER_INSECURE=true)"
                 )
             _log.warning("%s: listening at %s without TLS, as asked", self.name, given.text)
-        handler = self._server.handler(self._middleware)
+        handler = self._server.handler(self._middleware, running.limits)
         sharing = [one for one in transports if isinstance(one, SocketTransport)]
+        tls = None
+        if running.tls is not None:
+            tls = running.tls.server(handshakes=running.limits.connections)
         try:
             if len(sharing) == len(transports):
-                return await open_port(given.text, sharing, handler, running.limits)
-            return await transports[0].listen(given.text, handler, running.limits)
+                return await open_port(given.text, sharing, handler, running.limits, tls=tls)
+            return await transports[0].listen(given.text, handler, running.limits, tls=tls)
         except MicroError as exc:
             raise ConfigError(f"{given.source}: server_address: {exc}") from exc
 

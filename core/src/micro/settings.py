@@ -15,6 +15,8 @@ import msgspec
 from micro.errors import ConfigError
 from micro.url import URL, seconds, size, suggestion
 
+#: Tells a worker its place; not a setting.
+_PLACE = "MICRO_WORKER"
 _FALSE = ("0", "false", "no", "off", "")
 _TRUE = ("1", "true", "yes", "on")
 
@@ -42,10 +44,16 @@ SETTINGS = (
     Setting("server_advertise", "the host:port that others reach it at; default where it listens"),
     Setting("server_metadata", "key=value for the registry; may be repeated", is_repeated=True),
     Setting("server_insecure", "listen beyond this machine without TLS", is_switch=True),
+    Setting("tls_cert_file", "the service's certificate, PEM; `micro cert` makes one"),
+    Setting("tls_key_file", "the key of that certificate, PEM"),
+    Setting("tls_ca_file", "whose certificates others need, PEM; default those of the system"),
+    Setting("tls_anonymous", "also take callers without a certificate", is_switch=True),
     Setting("register_ttl", "how long the registry keeps a silent node; default 30s"),
     Setting("register_interval", "how often to register again; default a third of the ttl"),
     Setting("client_request_timeout", "how long a call may take; default 5s"),
+    Setting("client_retries", "how often a call may be repeated; default 2"),
     Setting("max_message_size", "the most that a message may have, as 16MiB; default 4MiB"),
+    Setting("workers", "how many processes, each a node with a port of its own; default 1"),
     Setting("tune_gc", "set the garbage collector for serving: true (default) or false"),
     Setting("extensions", "extensions to load, comma separated; may be repeated", is_repeated=True),
     Setting("log_level", "debug, info, warning or error; default info"),
@@ -132,6 +140,19 @@ class Settings:
             raise ConfigError(f"{given.source}: {name}: {value} is not more than 0")
         return value
 
+    def number(self, name: str, code: int) -> int:
+        """A whole number, 0 or more.
+
+        Raises:
+            ConfigError: not a number, or less than 0.
+        """
+        given = self.text(name, None)
+        if given.rank <= 0:
+            return code
+        if not given.text.isascii() or not given.text.isdigit():
+            raise ConfigError(f"{given.source}: {name}: {given.text!r} is no whole number")
+        return int(given.text[:9])
+
     def duration(self, name: str, code: float | None, default: float) -> float:
         """Seconds, more than 0.
 
@@ -211,6 +232,35 @@ class Settings:
         if not arguments or arguments[0].startswith("--"):
             raise ConfigError(f"{flag} needs a value: {setting.help}")
         return arguments.pop(0)
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Which worker a process is, the first is 1; ``line`` is a socket to its supervisor."""
+
+    number: int
+    line: int
+
+
+def taken_place() -> Place | None:
+    """Which worker this process is; None if it is none.
+
+    Told once, so that no process that this one starts takes the place for its own.
+
+    Raises:
+        ConfigError: the variable was set by hand.
+    """
+    text = os.environ.pop(_PLACE, "")
+    if not text:
+        return None
+    number, _, line = text.partition("/")
+    if not (number.isdecimal() and line.isdecimal()):
+        raise ConfigError(f"{_PLACE}: {text!r} is not for people to set; use MICRO_WORKERS=N")
+    return Place(int(number), int(line))
+
+
+def with_place(place: Place) -> dict[str, str]:
+    """The environment of a process that has this place."""
+    return {**os.environ, _PLACE: f"{place.number}/{place.line}"}
 
 
 def usage() -> str:

@@ -16,10 +16,10 @@ class Stats:
     __slots__ = ("buckets", "calls", "errors", "running")
 
     def __init__(self) -> None:
-        self.calls = 0
-        self.errors = 0
-        self.running = 0
-        self.buckets = [0] * _BUCKETS
+        self.calls: int = 0
+        self.errors: int = 0
+        self.running: int = 0
+        self.buckets: list[int] = [0] * _BUCKETS
 
     def add(self, seconds: float) -> None:
         """Count a call that has ended."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
 _PORT = re.compile(r"[0-9]{1,5}")
+#: What a caller is told whose call runs on when its server has to stop.
+STOPPED = "the server stopped before the call had ended"
 #: What an address of a socket in the file system begins with.
 UNIX = "unix:"
 
@@ -40,7 +42,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     Bytes: ``message`` of a body or of one message of a stream, ``headers`` of all metadata and
     names of a call, of which there are ``fields`` at most. Numbers: ``connections`` of one port,
-    ``calls`` and ``streams`` that run at once on one connection. Seconds: ``head_timeout`` and
+    ``calls`` and ``streams`` that run at once on one connection, ``in_flight`` calls that run at
+    once in the whole server: one more waits for 0.1 s. Seconds: ``head_timeout`` and
     ``body_timeout`` in which the head and the whole body of a request must have come, ``idle``
     after which a connection without a call is closed.
     """
@@ -51,6 +54,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 1000
     calls: int = 1024
     streams: int = 100
+    in_flight: int = 1024
     head_timeout: float = 5.0
     body_timeout: float = 60.0
     idle: float = 90.0
@@ -99,7 +103,11 @@ class Listener(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close all connections; calls that still run are cancelled. A second call does nothing."""
+        """Close all connections. A second call does nothing.
+
+        Calls that still run are cancelled; their callers get Unavailable, which says that the
+        server has stopped.
+        """
 
 
 class Transport(Backend[TransportFeatures]):

@@ -11,7 +11,6 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -211,8 +210,7 @@ class Elsewhere(EtcdServer):
 async def test_a_certificate_for_another_host(
     connected: Connected, etcd_binary: Path, authority: Authority, tmp_path: Path
 ) -> None:
-    name = x509.SubjectAlternativeName([x509.DNSName("etcd.example")])
-    identity = authority._issue("elsewhere", name)
+    identity = authority.service("elsewhere", uris=(), hosts=["etcd.example"])
     server = Elsewhere(etcd_binary, tmp_path, tls=identity)
     await asyncio.to_thread(server.start)
     try:

@@ -19,6 +19,7 @@ from micro.backends._http_wire import (
 from micro.call import Call, Reply
 from micro.deadline import Alarm, Deadlines
 from micro.errors import Closed, DeadlineExceeded, TooLarge, Unavailable
+from micro.handshake import explained
 from micro.transport import Channel, Limits, split_address
 
 if TYPE_CHECKING:
@@ -177,17 +178,25 @@ class HTTPChannel(Channel):
 
     async def _connect(self, make: Callable[[], L]) -> L:
         host, port = self._where
+        within = self._timeout if self._tls else None  # uvloop keeps what is cancelled so long
         try:
             async with asyncio.timeout(self._timeout):
                 if port >= 0:
-                    _, link = await self._loop.create_connection(make, host, port, ssl=self._tls)
-                else:
-                    name = "localhost" if self._tls is not None else None
-                    _, link = await self._loop.create_unix_connection(
-                        make, host, ssl=self._tls, server_hostname=name
+                    _, link = await self._loop.create_connection(
+                        make, host, port, ssl=self._tls, ssl_handshake_timeout=within
                     )
-        except (OSError, TimeoutError) as exc:
-            why = getattr(exc, "strerror", None) or str(exc) or f"no answer in {self._timeout:g} s"
+                else:
+                    _, link = await self._loop.create_unix_connection(
+                        make,
+                        host,
+                        ssl=self._tls,
+                        server_hostname="localhost" if self._tls else None,
+                        ssl_handshake_timeout=within,
+                    )
+        except (OSError, TimeoutError, ValueError) as exc:  # the last: of a host that is no name
+            why = explained(exc, secure=self._tls is not None)
+            why = why or getattr(exc, "strerror", None) or str(exc)
+            why = why or f"no answer in {self._timeout:g} s"
             raise Unavailable(f"{self._address}: {why}", sent=False) from exc
         self._links.add(link)
         if self._closed:

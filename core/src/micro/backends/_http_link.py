@@ -14,6 +14,7 @@ from micro.backends._http_stream import Inbox, Lost, Outlet, close_iterator, not
 from micro.backends._http_wire import EOS, Answer, read_answer, request_bytes
 from micro.call import Kind, Reply
 from micro.errors import DeadlineExceeded, Internal, MicroError, TooLarge, Unavailable
+from micro.handshake import ALERT, SPEAKS_TLS, explained, is_refusal
 from micro.transport import Limits
 
 
@@ -57,7 +58,9 @@ class Link(asyncio.Protocol):
             self.take(message[0], message[1][1], message[2])
         else:
             why = str(exc) if exc else "it closed the connection"
-            self.fail(Unavailable(f"{self.address}: no reply: {why}"))
+            sent = False if is_refusal(exc) else None
+            text = explained(exc) or f"no reply: {why}"
+            self.fail(Unavailable(f"{self.address}: {text}", sent=sent))
         self._lost(self)
 
     def data_received(self, data: bytes) -> None:
@@ -74,7 +77,10 @@ class Link(asyncio.Protocol):
                     return
                 message = self._reader.read(b"")
         except Refused as exc:
-            self.broken(self._garbled(exc.error))
+            if data.startswith(ALERT):
+                self.broken(Unavailable(f"{self.address}: {SPEAKS_TLS}", sent=False))
+            else:
+                self.broken(self._garbled(exc.error))
 
     def _garbled(self, error: MicroError) -> MicroError:
         text = f"{self.address}: {error.detail}"

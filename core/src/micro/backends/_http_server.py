@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Collection, Coroutine
+from contextlib import suppress
 from typing import Any, cast
 
 from micro.backends._http_head import Refused
@@ -21,16 +22,18 @@ from micro.backends._http_stream import (
     notice_loss,
 )
 from micro.backends._http_wire import Request, read_request, refusal
-from micro.call import Handler
+from micro.call import Call, Handler
 from micro.deadline import Deadlines
 from micro.errors import (
     FailedPrecondition,
     Internal,
     InvalidArgument,
     MicroError,
+    Unavailable,
 )
+from micro.handshake import identity_of
 from micro.port import Session
-from micro.transport import Limits
+from micro.transport import STOPPED, Limits
 
 _log = logging.getLogger("micro.http")
 
@@ -46,12 +49,14 @@ class HTTPSession(Session, asyncio.Protocol):
     """One accepted connection: one request after another, each in a task of its own."""
 
     __slots__ = (
+        "_asked",
         "_closing",
         "_deadlines",
         "_draining",
         "_ended",
         "_handler",
         "_held",
+        "_identity",
         "_limits",
         "_loop",
         "_outlet",
@@ -76,6 +81,8 @@ class HTTPSession(Session, asyncio.Protocol):
         self._reader: Reader[Request] = Reader(read_request, limits)
         #: What runs: a call, or the stream in ``_stream``.
         self._task: asyncio.Task[None] | None = None
+        #: Of what runs, the request and its Micro-Id.
+        self._asked: tuple[Request, bytes] | None = None
         self._stream: ServerStream | None = None
         #: The id of the last stream, whose client may not know yet that it has ended.
         self._ended: str | None = None
@@ -95,6 +102,7 @@ class HTTPSession(Session, asyncio.Protocol):
         self._outlet = Outlet(self._transport)
         peer = transport.get_extra_info("peername")
         self._peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
+        self._identity = identity_of(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
@@ -131,6 +139,16 @@ class HTTPSession(Session, asyncio.Protocol):
         self._draining = True
         if self._task is None and not self._partial and not self._closing:
             self._close()
+
+    def stop(self) -> None:
+        if self._task is not None and self._asked is not None and not self._closing:
+            request, number = self._asked
+            self._transport.write(request.error(Unavailable(STOPPED), number, last=True))
+            self._close()
+        elif self._partial and not self._closing:
+            self._refuse(Refused(503, Unavailable(STOPPED, sent=False)))
+        else:
+            self.abort()
 
     def expire(self) -> None:
         """Too slow, or idle for too long; or time to look after a peer of which nothing is read."""
@@ -206,7 +224,7 @@ class HTTPSession(Session, asyncio.Protocol):
             error = request.error(request.refusal, numbers[1], last=self._draining)
             self._answered(error, request)
         elif request.stream is None:
-            self._start(self._serve(request, numbers, body))
+            self._start(self._serve(request, numbers, body), request, numbers)
         elif not request.told and request.stream != self._ended:
             self._open_stream(request, numbers, body)
         else:  # of a stream that has ended
@@ -231,7 +249,8 @@ class HTTPSession(Session, asyncio.Protocol):
         answer = refusal(refused) if request is None else request.error(refused, b"", last=True)
         self._transport.write(answer)
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with suppress(OSError):  # the peer has gone
+                self._transport.write_eof()
         self.expires = time.monotonic() + _LINGER
 
     def _swallow(self, data: bytes) -> None:
@@ -241,7 +260,7 @@ class HTTPSession(Session, asyncio.Protocol):
 
     # calls
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], request: Request, numbers: Numbers) -> None:
         """A task of its own for each call, started at once where Python can."""
         if sys.version_info >= (3, 12):
             task: asyncio.Task[None] = asyncio.Task(work, loop=self._loop, eager_start=True)
@@ -249,16 +268,24 @@ class HTTPSession(Session, asyncio.Protocol):
             task = self._loop.create_task(work)
         if not task.done():
             self._task = task
+            self._asked = request, numbers[1]
             self.expires = math.inf
+
+    def _call(self, request: Request, numbers: Numbers) -> Call:
+        call = request.call(numbers, self._peer)
+        if self._identity:
+            call.identity = self._identity
+        return call
 
     async def _serve(self, request: Request, numbers: Numbers, body: bytes) -> None:
         number = numbers[1]
         try:
-            reply = await self._handler(request.call(numbers, self._peer), body)
+            reply = await self._handler(self._call(request, numbers), body)
             said = checked_reply(reply.body, self._limits)
             answer = request.reply(said, reply.metadata, number, last=self._draining)
         except asyncio.CancelledError:
-            self.abort()
+            if not self._closing:
+                self.abort()
             raise
         except Exception as exc:  # whatever it is has to answer this call, and not end the process
             answer = request.error(_told(exc), number, last=self._draining)
@@ -266,13 +293,13 @@ class HTTPSession(Session, asyncio.Protocol):
 
     def _open_stream(self, request: Request, numbers: Numbers, body: bytes) -> None:
         try:
-            call = request.call(numbers, self._peer)
+            call = self._call(request, numbers)
         except MicroError as exc:
             self._answered(request.error(exc, numbers[1]), request)
             return
         stream = self._stream = ServerStream(request, numbers, body, call, self._transport)
         notice_loss(self._transport)
-        self._start(self._serve_stream(stream, request, numbers[1]))
+        self._start(self._serve_stream(stream, request, numbers[1]), request, numbers)
 
     async def _serve_stream(self, stream: ServerStream, request: Request, number: bytes) -> None:
         answer = b""
@@ -306,7 +333,8 @@ class HTTPSession(Session, asyncio.Protocol):
 
     def _close(self) -> None:
         self._closing = True
-        self._transport.close()
+        if not self._transport.is_closing():  # asyncio's of TLS breaks when it is closed twice
+            self._transport.close()
 
 
 def _told(exc: Exception) -> MicroError | Refused:

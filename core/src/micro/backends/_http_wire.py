@@ -6,6 +6,7 @@ client/rpc_codec.go of Go Micro, and messages captured from its v2, v3, v4 and v
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -162,6 +163,8 @@ class Request:
         lines = _CLOSE if last else self._connection
         if self.is_go:
             return _head(self._answer, lines + _told(text), 0, number)
+        if inner.retry_after:
+            lines += b"Retry-After: %d\r\n" % math.ceil(inner.retry_after)
         body = text.encode() + b"\n"
         head = _head(_status_line(error.status, JSON), lines, len(body), number)
         return head if self._headless else head + body

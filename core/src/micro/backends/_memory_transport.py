@@ -34,7 +34,7 @@ from micro.errors import (
     TooLarge,
     Unavailable,
 )
-from micro.transport import Channel, Limits, Listener
+from micro.transport import STOPPED, Channel, Limits, Listener
 
 _log = logging.getLogger("micro.memory")
 
@@ -85,7 +85,7 @@ class MemoryListener(Listener):
         await self.drain(0)
         running = {task for link in self._links for task in link.running}
         for link in tuple(self._links):
-            link.close(Unavailable(f"{self.address}: the server closed during the call"))
+            link.close(Unavailable(f"{self.address}: {STOPPED}", remote=True))
         if running:  # a handler that ignores its cancellation must not hold the process
             await asyncio.wait(running, timeout=_LAST_WAIT)
 
@@ -183,6 +183,7 @@ class _Link:
             metadata=checked_metadata(call.metadata) if call.metadata else {},
             id=str(next(self._numbers)),
             peer="memory",
+            identity="",
             reply_metadata=None,
         )
         work = _serve(self._listener.handler, got, body, answer)

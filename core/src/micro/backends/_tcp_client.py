@@ -1,32 +1,25 @@
-"""The client's side of the native protocol: one connection to a node, and the calls on it."""
+"""The client's side of a native connection: the calls that wait on it."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from micro.backends import _tcp_frames as frames
 from micro.backends._tcp_link import Link, Pieces, Received, settings
 from micro.backends._tcp_stream import Stream
 from micro.call import Call, Reply
-from micro.deadline import Alarm, Deadlines
 from micro.errors import (
-    Closed,
     DataLoss,
-    DeadlineExceeded,
     MicroError,
     ResourceExhausted,
     TooLarge,
     Unavailable,
 )
-from micro.transport import Channel, Limits, split_address
-
-if TYPE_CHECKING:
-    from ssl import SSLContext
+from micro.handshake import ALERT, HUNG_UP, SPEAKS_TLS, explained
+from micro.transport import Limits
 
 #: Seconds between two looks at a connection.
 _LOOK = 5.0
@@ -37,148 +30,6 @@ _IDLE = 12
 #: The number of a connection's last call; then another connection takes over.
 _LAST_STREAM = 0xFFFF_FFFF
 _FRAGMENT = frames.FRAGMENT
-#: Bytes of a message that goes even while the socket is full, so that it waits for no large ones.
-_SMALL = 4096
-_REQUEST = frames.REQUEST
-_pack = frames.pack
-
-
-class TCPChannel(Channel):
-    """One connection to a node, made when it is needed; all calls share it."""
-
-    def __init__(
-        self,
-        address: str,
-        memory: Received,
-        limits: Limits,
-        deadlines: Deadlines,
-        tls: SSLContext | None,
-        timeout: float,
-    ) -> None:
-        self._address = address
-        self._where = split_address(address)
-        self._memory = memory
-        self._limits = limits
-        self._deadlines = deadlines
-        self._tls = tls
-        self._timeout = timeout
-        self._current: ClientLink | None = None
-        self._connecting: asyncio.Task[ClientLink] | None = None
-        self._retired: set[ClientLink] = set()
-        self._closed = False
-
-    async def call(self, call: Call, body: bytes) -> Reply:
-        link = self._current
-        if link is None or link.retired:
-            link = await self._connected()
-        if len(body) > link.at_once:
-            return await link.call_large(call, body)
-        head, flags = frames.call_head(call, link.peer.headers)
-        if len(link.pending) >= link.most or link.paused:
-            await link.turn()  # what fails after it would leave a turn to nobody
-        aux = frames.time_left(call.deadline)
-        size = len(head)
-        number = link.number()
-        waiter: asyncio.Future[Reply]
-        waiter = link.pending[number] = link.loop.create_future()
-        link.send(_pack(size + len(body), _REQUEST, flags, size, number, aux) + head + body)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            link.cancel(number)
-            raise
-
-    @asynccontextmanager
-    async def stream(self, call: Call, body: AsyncIterator[bytes]) -> AsyncIterator[Reply]:
-        link = self._current
-        if link is None or link.retired:
-            try:
-                with self._deadlines.until(math.inf if call.deadline is None else call.deadline):
-                    link = await self._connected()
-            except TimeoutError:
-                raise _late(call) from None
-        stream = link.open(call)
-        alarm = None
-        if call.deadline is not None:
-            alarm = Alarm(call.deadline, lambda: link.reset(stream, _late(call)))
-            self._deadlines.add(alarm)
-        sending = asyncio.create_task(link.send_body(stream, body))
-        messages = stream.messages()
-        try:
-            yield Reply(body=messages, metadata=stream.metadata, trailer=stream.trailer)
-        finally:
-            if alarm is not None:
-                self._deadlines.discard(alarm)
-            sending.cancel()
-            link.leave(stream)
-            await messages.aclose()
-            await asyncio.gather(sending, return_exceptions=True)
-
-    async def aclose(self, *, grace: float = 0) -> None:
-        self._closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
-        links = [link for link in (self._current, *self._retired) if link is not None]
-        self._current = None
-        for link in links:
-            link.retired = True
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    for link in links:
-                        await link.quiet()
-        finally:
-            for link in links:
-                link.fail(Unavailable(f"{self._address}: the channel was closed"))
-                link.close_now()
-
-    async def _connected(self) -> ClientLink:
-        if self._closed:
-            raise Closed(f"channel to {self._address}: used after it was closed")
-        if self._connecting is None or self._connecting.done():
-            self._connecting = asyncio.create_task(self._connect())
-        connecting, task = self._connecting, asyncio.current_task()
-        asked = task.cancelling() if task else 0
-        try:
-            link = await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            if task and task.cancelling() > asked:
-                raise
-            raise self._unavailable("the channel was closed") from None
-        if link.retired:
-            raise self._unavailable("the server hung up at once")
-        return link
-
-    def _unavailable(self, why: str) -> Unavailable:
-        return Unavailable(f"{self._address}: {why}", sent=False)
-
-    async def _connect(self) -> ClientLink:
-        if self._current is not None:
-            self._retired.add(self._current)
-        self._retired = {link for link in self._retired if not link.closing}
-        link = ClientLink(self._address, self._memory, self._limits)
-        loop = asyncio.get_running_loop()
-        host, port = self._where
-        try:
-            async with asyncio.timeout(self._timeout):
-                if port < 0:
-                    name = "localhost" if self._tls else None  # a path has no other
-                    await loop.create_unix_connection(
-                        lambda: link, host, ssl=self._tls, server_hostname=name
-                    )
-                else:
-                    await loop.create_connection(lambda: link, host, port, ssl=self._tls)
-                await link.greeted
-        except (OSError, TimeoutError, ValueError) as exc:  # the last: of a host that is no name
-            link.give_up()
-            why = getattr(exc, "strerror", None) or str(exc) or f"no answer in {self._timeout:g} s"
-            raise self._unavailable(why) from exc
-        except BaseException:
-            link.give_up()
-            raise
-        self._current = link
-        return link
 
 
 class ClientLink(Link):
@@ -231,7 +82,10 @@ class ClientLink(Link):
         if self._timer is not None:
             self._timer.cancel()
         why = str(exc) if exc else "it closed the connection"
-        self.fail(Unavailable(f"{self._address}: no reply: {why}"))
+        text = explained(exc)
+        if not self.greeted.done():
+            self._greet_not(text or self._why_not())
+        self.fail(Unavailable(f"{self._address}: {text or f'no reply: {why}'}"))
 
     # calls
 
@@ -334,9 +188,7 @@ class ClientLink(Link):
         """End all calls with ``error``, and take no more."""
         self.retired = True
         if not self.greeted.done():
-            self.greeted.set_exception(
-                Unavailable(f"{self._address}: it does not speak the native protocol", sent=False)
-            )
+            self._greet_not("it does not speak the native protocol")
         for waiter in self.pending.values():
             if not waiter.done():
                 waiter.set_exception(_copy(error))
@@ -346,6 +198,17 @@ class ClientLink(Link):
         while self._queue:
             self._next()
         self._done.set()
+
+    def _greet_not(self, why: str) -> None:
+        self.greeted.set_exception(Unavailable(f"{self._address}: {why}", sent=False))
+
+    def _why_not(self) -> str:
+        """Why a server may have hung up before it said anything that we know."""
+        if self._tail.startswith(ALERT):
+            return SPEAKS_TLS
+        if self.transport.get_extra_info("ssl_object") is not None:
+            return HUNG_UP
+        return "it does not speak the native protocol"
 
     def close_now(self) -> None:
         """Close, also when the server does not read what is left to say."""
@@ -362,6 +225,11 @@ class ClientLink(Link):
             transport.abort()
 
     # frames
+
+    def odd(self, data: bytes, start: int) -> int:
+        if data.startswith(ALERT, start) and not self.greeted.done():
+            self._greet_not(SPEAKS_TLS)
+        return super().odd(data, start)
 
     def whole(self, stream: int, flags: int, aux: int, head: bytes, body: bytes) -> None:
         if aux != stream:
@@ -441,15 +309,15 @@ class ClientLink(Link):
     def _go_away(self, last: int, body: bytes) -> None:
         """The server stops: what it has not seen may go to another, the rest ends here."""
         self.retired = True
+        for number in [one for one in (*self.pending, *self.streams) if one > last]:
+            text = f"{self._address}: the server is stopping"
+            self._failed(number, Unavailable(text, sent=False))
         if body:
             told = frames.error_of(body, 0)
             if not self.greeted.done():
                 told.sent = False
                 self.greeted.set_exception(told)
             self.fail(told)
-        for number in [one for one in (*self.pending, *self.streams) if one > last]:
-            text = f"{self._address}: the server is stopping"
-            self._failed(number, Unavailable(text, sent=False))
         while self._queue:
             self._next()
         self._check_done()
@@ -491,11 +359,14 @@ class ClientLink(Link):
 
 def _copy(error: MicroError) -> MicroError:
     """An error of its own for each caller: one raised twice would gather two tracebacks."""
-    return type(error)(error.detail, id=error.id, remote=error.remote, sent=error.sent)
-
-
-def _late(call: Call) -> DeadlineExceeded:
-    return DeadlineExceeded(f"{call.service} {call.endpoint}: the stream ran longer than it may")
+    return type(error)(
+        error.detail,
+        id=error.id,
+        details=error.details,
+        remote=error.remote,
+        sent=error.sent,
+        retry_after=error.retry_after,
+    )
 
 
 def _looked_at(greeted: asyncio.Future[None]) -> None:

@@ -383,7 +383,8 @@ class Link(asyncio.BufferedProtocol):
         if not self.closing:
             self.flush()
             self.lost()
-            self.transport.close()
+            if not self.transport.is_closing():  # asyncio's of TLS breaks when it is closed twice
+                self.transport.close()
 
     def lost(self) -> None:
         """Nothing more is sent; wake all who wait to, they see that it is closing."""

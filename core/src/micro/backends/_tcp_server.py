@@ -25,8 +25,9 @@ from micro.errors import (
     TooLarge,
     Unavailable,
 )
+from micro.handshake import identity_of
 from micro.port import Session
-from micro.transport import Limits
+from micro.transport import STOPPED, Limits
 
 _log = logging.getLogger("micro.tcp")
 
@@ -52,6 +53,7 @@ class TCPSession(Link, Session):
         "_from",
         "_greeted",
         "_handler",
+        "_identity",
         "_last",
         "_leaving",
         "_look",
@@ -88,6 +90,7 @@ class TCPSession(Link, Session):
         self._unsent = 0
         self._most_unsent = _UNSENT * limits.message
         self._from = ""
+        self._identity = ""
 
     # the port and asyncio call these
 
@@ -95,6 +98,7 @@ class TCPSession(Link, Session):
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self._from = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
+        self._identity = identity_of(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost()
@@ -114,6 +118,12 @@ class TCPSession(Link, Session):
             self._final = self._last
             self.send(frames.frame(frames.GOAWAY, 0, aux=max(self._last, 0)))
             self._close_if_done()
+
+    def stop(self) -> None:
+        if self.closing:
+            self.abort()
+        else:
+            self.broken(Unavailable(STOPPED))
 
     def expire(self) -> None:
         self._expect(self._look)
@@ -256,6 +266,8 @@ class TCPSession(Link, Session):
         if len(head) > self.limits.headers:
             raise TooLarge(f"the metadata is over {self.limits.headers} bytes", sent=False)
         call = frames.call_of(stream, flags, aux, head, self._from)
+        if self._identity:
+            call.identity = self._identity
         if flags & frames.METADATA and len(call.metadata) > self.limits.fields:
             raise TooLarge(f"the metadata has over {self.limits.fields} fields", sent=False)
         return call

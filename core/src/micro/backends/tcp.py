@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from micro.backend import Connections
-from micro.backends._tcp_client import TCPChannel
+from micro.backends._tcp_channel import TCPChannel
 from micro.backends._tcp_frames import PREFACE
 from micro.backends._tcp_link import Received
 from micro.backends._tcp_server import TCPSession

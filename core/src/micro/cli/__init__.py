@@ -1,4 +1,4 @@
-"""The ``micro`` command: call services, and see which there are.
+"""The ``micro`` command: call services, see which there are, how they are and what they bear.
 
 What it knows of backends and time-outs it gets as a service does: from flags and variables of the
 same names. Its own service has no handlers, so it neither listens nor registers.
@@ -9,16 +9,28 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias, TypeVar, Unpack
 
 import click
 import msgspec
 
-from micro.cli import _arguments, _messages, _output, _plugins
+from micro.cli import (
+    _arguments,
+    _bench,
+    _certificates,
+    _health,
+    _messages,
+    _output,
+    _plugins,
+    _report,
+)
 from micro.errors import DeadlineExceeded, MicroError, ServiceNotFound
 from micro.logs import configure, printable
+from micro.program import loop_factory
 from micro.registry import Node, Registry
+from micro.retries import Retries
 from micro.service import Service
 from micro.settings import Settings
 from micro.url import suggestion
@@ -137,6 +149,73 @@ def stream_command(
     run(ctx, show_all)
 
 
+@command.command("bench", epilog=_bench.EPILOG)
+@click.argument("service", shell_complete=_arguments.complete_service)
+@click.argument("endpoint", shell_complete=_arguments.complete_endpoint)
+@click.argument("request", metavar="[JSON]", default="{}")
+@_messages.call_options
+@_bench.options
+@_arguments.service_options
+@click.pass_context
+def bench_command(
+    ctx: click.Context,
+    service: str,
+    endpoint: str,
+    request: str,
+    callers: int,
+    duration: float,
+    rate: float | None,
+    **way: Unpack[_messages.Way],
+) -> int:
+    """Put a load on an endpoint, and tell how many calls it bore and how long they took.
+
+    Each caller makes one call after another, as micro call makes one, or with --rate as many as are
+    due. JSON is the request of each: the text itself, @FILE, or - for standard input. One process
+    of Python makes the load: it may be the limit, and says so. --json tells counts, and seconds.
+    """
+    plan = _bench.Plan(callers=callers, seconds=duration, rate=rate)
+    message = _messages.read_message(request, way["content_type"])
+    as_json = _arguments.wants_json(ctx)
+
+    async def drive(opened: Service, timer: asyncio.Timeout) -> _report.Report:
+        call = partial(opened.client.call, service, endpoint, message, **way)
+        shows = sys.stdout.isatty() and not as_json
+        load = await _bench.drive(plan, call, timer, shows_progress=shows)
+        return _report.report(load, service, endpoint, opened.client.counts)
+
+    told = run(ctx, drive, timeout=way["timeout"], loop_factory=loop_factory())
+    if as_json:
+        _output.show_json(msgspec.to_builtins(told))
+    else:
+        _report.show(told)
+    return told.status
+
+
+@command.command("health", epilog=_health.EPILOG)
+@click.argument("service", shell_complete=_arguments.complete_service)
+@_messages.ask_options
+@_arguments.service_options
+@click.pass_context
+def health_command(
+    ctx: click.Context, service: str, timeout: float | None, metadata: dict[str, str]
+) -> int:
+    """Ask each node of a service how it is, and show which cannot be reached, and why.
+
+    Every registered node is asked at its own address, all at once, each for as long as a call may
+    take.
+    """
+    once = Retries(attempts=1)
+    answers = run(
+        ctx, partial(health, name=service, timeout=timeout, metadata=metadata), retries=once
+    )
+    if _arguments.wants_json(ctx):
+        _output.show_json(_health.as_json(service, answers))
+    else:
+        _health.show(answers)
+    healthy = all(answer.healthy for answer in answers)
+    return _output.Exit.OK if healthy else _output.Exit.ERROR
+
+
 @command.command("services")
 @_arguments.service_options
 @click.pass_context
@@ -164,6 +243,9 @@ def describe_command(ctx: click.Context, service: str) -> None:
         _output.show_json(_output.service_json(nodes))
     else:
         _output.show_service(nodes)
+
+
+command.add_command(_certificates.cert_command)
 
 
 @command.command("plugins")
@@ -227,6 +309,31 @@ async def describe(service: Service, name: str) -> tuple[Node, ...]:
     return nodes
 
 
+async def health(
+    service: Service,
+    timer: asyncio.Timeout,
+    *,
+    name: str,
+    timeout: float | None,
+    metadata: Mapping[str, str],
+) -> list[_health.Answer]:
+    """What each node of a service says; ``timer`` watches until they are known.
+
+    Raises:
+        ServiceNotFound: as ``describe``.
+    """
+    async with service.client.watch(name) as watch:  # which fills while the registry is asked
+        nodes = await describe(service, name)
+        timer.reschedule(None)
+        known = {node.id for node in watch.nodes}
+
+        def has_left(node: Node) -> bool:
+            return node.id in known.difference(one.id for one in watch.nodes)
+
+        ask_all = partial(_health.ask_all, service.client, nodes, has_left)
+        return await ask_all(timeout=timeout, metadata=metadata)
+
+
 async def _nodes(registry: Registry, name: str) -> tuple[Node, ...]:
     try:
         return await registry.get(name)
@@ -234,7 +341,14 @@ async def _nodes(registry: Registry, name: str) -> tuple[Node, ...]:
         return ()
 
 
-def run(ctx: click.Context, body: Body[T], *, timeout: float | None = None) -> T:
+def run(
+    ctx: click.Context,
+    body: Body[T],
+    *,
+    timeout: float | None = None,
+    retries: Retries | None = None,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> T:
     """What ``body`` makes of a service that is open for it, with the options of ``ctx``.
 
     It has ``timeout`` seconds, or the time-out of calls; it may reschedule what watches over that.
@@ -245,12 +359,14 @@ def run(ctx: click.Context, body: Body[T], *, timeout: float | None = None) -> T
     settings = Settings(_arguments.given(ctx))
     level = settings.text("log_level", None, _arguments.LOG_LEVEL)
     configure(level.text, source=level.source, colour=settings.colour)
-    return asyncio.run(_run(settings, body, timeout))
+    caller = _arguments.Caller("micro", retries=retries)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_run(caller, settings, body, timeout))
 
 
-async def _run(settings: Settings, body: Body[T], timeout: float | None) -> T:
+async def _run(caller: Service, settings: Settings, body: Body[T], timeout: float | None) -> T:
     seconds = (timeout or settings.duration("client_request_timeout", None, 5.0)) + _GRACE
-    async with _arguments.Caller("micro").opened(settings) as service:
+    async with caller.opened(settings) as service:
         timer = asyncio.timeout(seconds)
         try:
             async with timer:

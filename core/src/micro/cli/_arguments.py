@@ -23,6 +23,10 @@ _OPTIONS = (
     "registry_address",
     "transport",
     "client_request_timeout",
+    "client_retries",
+    "tls_cert_file",
+    "tls_key_file",
+    "tls_ca_file",
     "extensions",
     "log_level",
 )

@@ -72,6 +72,20 @@ def _content_type(_: click.Context, __: click.Parameter, value: str) -> str:
     return found
 
 
+_TIMEOUT = click.option(
+    "--timeout",
+    metavar="TIME",
+    callback=_seconds,
+    help="how long it may take, as 500ms, 5s or 1m",
+)
+_METADATA = click.option(
+    "--metadata",
+    "-m",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_pairs,
+    help="goes with the call; may be repeated",
+)
 _OPTIONS = (
     click.option(
         "--content_type",
@@ -86,20 +100,8 @@ _OPTIONS = (
         default="",
         help="call the node there, without asking the registry",
     ),
-    click.option(
-        "--timeout",
-        metavar="TIME",
-        callback=_seconds,
-        help="how long it may take, as 500ms, 5s or 1m",
-    ),
-    click.option(
-        "--metadata",
-        "-m",
-        metavar="KEY=VALUE",
-        multiple=True,
-        callback=_pairs,
-        help="goes with the call; may be repeated",
-    ),
+    _TIMEOUT,
+    _METADATA,
 )
 
 
@@ -108,6 +110,11 @@ def call_options(function: F) -> F:
     for option in _OPTIONS:
         function = option(function)
     return function
+
+
+def ask_options(function: F) -> F:
+    """Those of the options that concern no message."""
+    return _METADATA(_TIMEOUT(function))
 
 
 # -- one message ----------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ pytest.register_assert_rewrite(
     *(f"micro.testing.{name}" for name in ("codec", "lifecycle", "pytest_plugin")),
     *(f"micro.testing.{name}" for name in ("registry", "transport")),
     *(f"micro.testing._{name}" for name in ("calls", "ends", "faults", "leaks", "limits")),
-    *(f"micro.testing._{name}" for name in ("model", "nodes", "streams", "unary", "watching")),
+    *(f"micro.testing._{name}" for name in ("model", "nodes", "secure", "streams")),
+    *(f"micro.testing._{name}" for name in ("unary", "watching")),
 )
 
 from micro.testing.codec import CodecSuite  # noqa: E402 - after the lines above

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from ssl import SSLContext
 from typing import Any, ClassVar
 
 import pytest
@@ -39,11 +40,11 @@ class Peer:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.running = 0
-        self.most = 0
-        self.cancelled = 0
-        self.read = 0
-        self.sent = 0
+        self.running: int = 0
+        self.most: int = 0
+        self.cancelled: int = 0
+        self.read: int = 0
+        self.sent: int = 0
         self.release: asyncio.Event = asyncio.Event()
 
     async def __call__(self, call: Call, body: Body) -> Reply:
@@ -279,9 +280,14 @@ async def read(
 
 @asynccontextmanager
 async def listening(
-    transport: Transport, handler: Handler, limits: Limits | None = None, at: str = "127.0.0.1:0"
+    transport: Transport,
+    handler: Handler,
+    limits: Limits | None = None,
+    at: str = "127.0.0.1:0",
+    *,
+    tls: SSLContext | None = None,
 ) -> AsyncIterator[Listener]:
-    listener = await transport.listen(at, handler, limits or Limits())
+    listener = await transport.listen(at, handler, limits or Limits(), tls=tls)
     try:
         yield listener
     finally:
@@ -290,9 +296,14 @@ async def listening(
 
 @asynccontextmanager
 async def dialled(
-    transport: Transport, address: str, limits: Limits | None = None, *, timeout: float = 5.0
+    transport: Transport,
+    address: str,
+    limits: Limits | None = None,
+    *,
+    tls: SSLContext | None = None,
+    timeout: float = 5.0,
 ) -> AsyncIterator[Channel]:
-    channel = await transport.dial(address, limits or Limits(), timeout=timeout)
+    channel = await transport.dial(address, limits or Limits(), tls=tls, timeout=timeout)
     try:
         yield channel
     finally:

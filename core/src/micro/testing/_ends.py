@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -27,6 +28,7 @@ from micro.testing._calls import (
     new_call,
     new_stream,
     read,
+    said,
 )
 from micro.testing.lifecycle import SLACK
 from micro.testing.waiting import eventually
@@ -133,6 +135,90 @@ class EndCases(TransportClients):
         await listener.aclose()
         with pytest.raises(Unavailable):
             await calling
+
+    @pytest.mark.asyncio
+    async def test_stream_that_runs_while_drained_goes_on_in_both_directions(
+        self, transport: Transport, channel: Channel, listener: Listener
+    ) -> None:
+        more = asyncio.Event()
+
+        async def saying() -> AsyncIterator[bytes]:
+            yield b"before"
+            await more.wait()
+            yield b"after"
+
+        async with channel.stream(new_stream("Echo.Call"), saying()) as reply:
+            assert await anext(messages(reply)) == b"before"
+            draining = asyncio.create_task(listener.drain(30))
+            async with dialled(transport, listener.address) as late:
+                await eventually(lambda: _refused(late))
+            more.set()
+            assert await anext(messages(reply)) == b"after"
+            if transport.features.half_close:
+                assert [message async for message in messages(reply)] == []
+        await asyncio.wait_for(draining, SLACK)
+
+    @pytest.mark.asyncio
+    async def test_new_stream_while_drained_is_refused_as_not_sent(
+        self, transport: Transport, channel: Channel, listener: Listener, peer: Peer
+    ) -> None:
+        async with channel.stream(new_stream("Wait.Call"), endless()) as reply:
+            assert await anext(messages(reply)) == b"begun"
+            draining = asyncio.create_task(listener.drain(30))
+            async with dialled(transport, listener.address) as late:
+                await eventually(lambda: _refused(late))
+            handled = len(peer.calls)
+            for _ in range(3):
+                with pytest.raises(Unavailable) as caught:
+                    await read(channel, new_stream("Echo.Call"), said(b"one"))
+                assert caught.value.sent is False
+            assert len(peer.calls) == handled
+            peer.release.set()
+            assert [message async for message in messages(reply)] == [b"released"]
+        await asyncio.wait_for(draining, SLACK)
+
+    @pytest.mark.asyncio
+    async def test_what_outlasts_its_server_is_told_that_it_stopped(
+        self, channel: Channel, listener: Listener, peer: Peer
+    ) -> None:
+        calling = asyncio.create_task(channel.call(new_call("Wait.Echo"), b""))
+        async with channel.stream(new_stream("Wait.Call"), endless()) as reply:
+            assert await anext(messages(reply)) == b"begun"
+            await eventually(lambda: peer.running == 2)
+            await listener.drain(0.1)
+            await listener.aclose()
+            for waiting in (calling, anext(messages(reply))):
+                with pytest.raises(Unavailable, match="the server stopped") as caught:
+                    await asyncio.wait_for(waiting, SLACK)
+                assert caught.value.sent is None
+        assert peer.cancelled == 2
+
+    @pytest.mark.asyncio
+    async def test_stream_without_end_is_told_that_its_server_stopped(
+        self, transport: Transport
+    ) -> None:
+        async def tell(_: Call, __: Body) -> Reply:
+            async def news() -> AsyncIterator[bytes]:
+                while True:
+                    yield b"news"
+                    await asyncio.sleep(0)
+
+            return Reply(body=news())
+
+        async with (
+            listening(transport, tell) as listener,
+            dialled(transport, listener.address) as channel,
+        ):
+            got: list[bytes] = []
+            reading = asyncio.create_task(
+                read(channel, new_call("News.Call", kind="server"), said(b""), into=got)
+            )
+            await eventually(lambda: len(got) > 100)
+            await listener.drain(0.1)
+            assert not reading.done()
+            await listener.aclose()
+            with pytest.raises(Unavailable, match="the server stopped"):
+                await asyncio.wait_for(reading, SLACK)
 
     @pytest.mark.asyncio
     async def test_handler_that_ignores_its_end_holds_nobody(self, transport: Transport) -> None:
