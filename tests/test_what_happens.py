@@ -14,11 +14,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import micro
 from micro import Selector
 from micro.testing import FaultProxy, eventually
+from micro.testing.certificates import Authority
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "what-happens.md").read_text()
@@ -411,6 +413,27 @@ async def test_request_that_is_too_large() -> None:
             await made.call("Where", {"text": "x" * (5 * 1024 * 1024)})
         assert caught.value.sent is False
         assert made.executed == 0
+
+
+@pytest.mark.asyncio
+async def test_node_that_shows_the_certificate_of_another_service(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path)
+
+    def tls(name: str) -> micro.TLS:
+        issued = authority.service(name)
+        return micro.TLS(cert=issued.certificate, key=issued.key, ca=issued.ca)
+
+    made, shop = Fleet(), Shop("stranger")
+    bank, web = made.service("bank", tls=tls("bank")), made.service("web", tls=tls("web"))
+    bank.handle(shop)
+    async with bank, web:
+        registry = await web.client.registered()
+        (node,) = await registry.get("bank")
+        await registry.register(msgspec.structs.replace(node, service="shop"), ttl=60)
+        with pytest.raises(micro.Unavailable, match="bank") as caught:
+            await web.call("shop", "Shop.Where")
+        assert caught.value.sent is False
+        assert shop.executed == 0
 
 
 @pytest.mark.asyncio

@@ -41,6 +41,9 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         """As above."""
 
+    def is_closing(self) -> bool:
+        return self.closed
+
     def close(self) -> None:
         self.closed = True
 

@@ -38,7 +38,7 @@ class Turns:
         self.running: int = 0
         self.refused: int = 0
         self._what = what
-        self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self.waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
 
     async def take(self) -> None:
         """Take a turn, as soon as there is one.
@@ -49,11 +49,11 @@ class Turns:
         if self.running < self.most:
             self.running += 1
             return
-        if len(self._waiting) >= self.most:
+        if len(self.waiting) >= self.most:
             raise self._refusal()
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
-        self._waiting[turn] = None
+        self.waiting[turn] = None
         timer = loop.call_later(PATIENCE, self._give_up, turn)
         try:
             await turn
@@ -63,13 +63,17 @@ class Turns:
             raise
         finally:
             timer.cancel()
-            self._waiting.pop(turn, None)
+            self.waiting.pop(turn, None)
 
     def end(self) -> None:
         """Give a turn back; the next who waits has it."""
         self.running -= 1
-        while self._waiting and self.running < self.most:
-            turn, _ = self._waiting.popitem(last=False)
+        self.next()
+
+    def next(self) -> None:
+        """Let go on who waits for a turn that is free."""
+        while self.waiting and self.running < self.most:
+            turn, _ = self.waiting.popitem(last=False)
             if not turn.done():
                 self.running += 1
                 turn.set_result(None)

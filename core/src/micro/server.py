@@ -155,7 +155,9 @@ class Server:
                 raise self._told(call, exc, late=limit.expired) from None
             finally:
                 stats.running -= 1
-                turns.end()
+                turns.running -= 1
+                if turns.waiting:
+                    turns.next()
                 stats.add(clock() - began)
 
         return answer

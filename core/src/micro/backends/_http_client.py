@@ -60,8 +60,12 @@ class HTTPChannel(Channel):
         #: Those without a call, the one that was used last at the end; and all.
         self._idle: deque[Connection] = deque()
         self._links: set[Link] = set()
+        #: How many calls wait for a connection.
+        self._connecting = 0
         self._changed = asyncio.Event()
+        #: No new call; and no call at all any more.
         self._closed = False
+        self._ended = False
 
     async def call(self, call: Call, body: bytes) -> Reply:
         if len(body) > self._limits.message:
@@ -109,9 +113,10 @@ class HTTPChannel(Channel):
             self._idle.pop().abort()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while self._links:
+                while self._links or self._connecting:
                     self._changed.clear()
                     await self._changed.wait()
+        self._ended = True
         for link in tuple(self._links):
             link.abort()
 
@@ -179,6 +184,7 @@ class HTTPChannel(Channel):
     async def _connect(self, make: Callable[[], L]) -> L:
         host, port = self._where
         within = self._timeout if self._tls else None  # uvloop keeps what is cancelled so long
+        self._connecting += 1
         try:
             async with asyncio.timeout(self._timeout):
                 if port >= 0:
@@ -198,8 +204,11 @@ class HTTPChannel(Channel):
             why = why or getattr(exc, "strerror", None) or str(exc)
             why = why or f"no answer in {self._timeout:g} s"
             raise Unavailable(f"{self._address}: {why}", sent=False) from exc
+        finally:
+            self._connecting -= 1
+            self._changed.set()
         self._links.add(link)
-        if self._closed:
+        if self._ended:
             link.abort()
             raise Closed(f"channel to {self._address}: closed while it connected")
         return link
