@@ -28,11 +28,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 import micro
-from micro import TLS, handshake, tls
+from micro import TLS, handshake, secured
+from micro.secured import Secured
 from micro.settings import Settings
 from micro.testing import eventually
 from micro.testing.certificates import Authority, Identity
-from micro.tls import Secured
 
 from . import http_peer, native
 
@@ -50,7 +50,7 @@ def authority(tmp_path: Path) -> Authority:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are looked at all the time."""
-    monkeypatch.setattr(tls, "_LOOK", 0.01)
+    monkeypatch.setattr(secured, "_LOOK", 0.01)
 
 
 def of(identity: Identity, **more: Any) -> TLS:

@@ -16,10 +16,11 @@ from micro.port import SocketTransport
 from micro.registry import Registry
 from micro.retries import Retries
 from micro.selector import Selector
-from micro.tls import TLS, Secured
+from micro.tls import TLS
 from micro.transport import Limits, Transport
 
 if TYPE_CHECKING:
+    from micro.secured import Secured
     from micro.settings import Settings
 
 B = TypeVar("B", bound=Backend[Any])
@@ -146,6 +147,8 @@ def _secured(code: TLS | None, settings: Settings) -> Secured | None:
     anonymous = settings.switch("tls_anonymous", default=weakest.anonymous)
     if code is None and not any(one.text for one in given.values()):
         return None
+    from micro.secured import Secured
+
     cert, key, ca = (given[name].text for name in ("cert", "key", "ca"))
     sources = {name: one.source for name, one in given.items() if one.text}
     return Secured(TLS(cert=cert, key=key, ca=ca, anonymous=anonymous), sources)

@@ -7,7 +7,6 @@ import contextvars
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from random import random
 from typing import Protocol
 
 import msgspec
@@ -326,6 +325,8 @@ class Target:
         task.add_done_callback(self._ending.discard)
 
     async def _until_it_answers(self, peer: Peer) -> None:
+        from random import random
+
         while True:
             out = min(_OUT * 2**peer.ejections, _MOST_OUT)
             peer.ejections = min(peer.ejections + 1, 16)

@@ -5,7 +5,6 @@ The standard library tells this of a peer's certificate only in part, and of our
 
 from __future__ import annotations
 
-import calendar
 import re
 import time
 from collections.abc import Iterator
@@ -184,5 +183,7 @@ def _seconds(tag: int, value: bytes) -> float:
         text = ("20" if text[:2] < "50" else "19") + text
     if tag not in (_UTC_TIME, _TIME) or not re.fullmatch(r"[0-9]{14}Z", text):
         raise ValueError("a time that is none")
+    from calendar import timegm
+
     numbers = [int(text[:4]), *(int(text[at : at + 2]) for at in range(4, 14, 2))]
-    return float(calendar.timegm((*numbers, 0, 0, 0)))
+    return float(timegm((*numbers, 0, 0, 0)))

@@ -8,7 +8,6 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from random import uniform
 from typing import Any, TypeAlias
 
 from micro.registration import Registration
@@ -86,6 +85,8 @@ class Presence:
             await self._check.aclose()
 
     async def _run(self, check: _Question) -> None:
+        from random import uniform
+
         while True:
             await asyncio.sleep(EVERY * uniform(0.9, 1.1))
             why = await check.ask()

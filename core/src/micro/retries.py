@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from random import random
 
 import msgspec
 
@@ -70,6 +69,8 @@ def is_overload(error: MicroError) -> bool:
 
 def pause(retries: Retries, attempt: int, error: MicroError) -> float:
     """Seconds to wait after the ``attempt``-th attempt."""
+    from random import random
+
     longest: float = retries.backoff * 2 ** (attempt - 1)
     return (error.retry_after or 0.0) + random() * longest
 
@@ -119,6 +120,9 @@ class Throttle:
     """
 
     def __init__(self) -> None:
+        from random import random
+
+        self._random = random
         self._asked = 0.0
         #: Those of them that were refused, by a server or here.
         self._refused = 0.0
@@ -129,7 +133,7 @@ class Throttle:
         self._forget()
         self._asked += 1
         excess = 2 * self._refused - self._asked - _BENEFIT
-        held = excess > 0 and random() < excess / (self._asked + 1)
+        held = excess > 0 and self._random() < excess / (self._asked + 1)
         self._refused += held
         return held
 

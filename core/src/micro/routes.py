@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from micro._channels import Channels, Way
 from micro._targets import TRANSPORTS, Counts, Peer, Pool, Target, Tried, Viewed
@@ -24,10 +24,12 @@ from micro.follow import View
 from micro.registry import Node, Registry, check_service
 from micro.retries import Retries
 from micro.selector import Selector
-from micro.tls import Secured
 from micro.transport import Channel, Limits, Transport
 
 __all__ = ["STACK", "TRANSPORTS", "Counts", "Means", "Routes"]
+
+if TYPE_CHECKING:
+    from micro.secured import Secured
 
 #: Seconds that calls on the channel of a node that has gone have to end.
 _GRACE = 10.0

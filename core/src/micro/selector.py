@@ -13,8 +13,6 @@ from __future__ import annotations
 import struct
 from bisect import bisect
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
-from random import random
 from typing import TypeAlias
 
 import msgspec
@@ -55,6 +53,7 @@ def least_busy_of_two() -> Strategy:
 
     Source: M. Mitzenmacher, The Power of Two Choices in Randomized Load Balancing, 1996.
     """
+    from random import random
 
     def choose(candidates: Sequence[Candidate], _: Call) -> Candidate:
         count = len(candidates)
@@ -71,12 +70,16 @@ def least_busy_of_two() -> Strategy:
 
 def at_random() -> Strategy:
     """Any of them, each as often as the others."""
+    from random import random
+
     return lambda candidates, _: candidates[int(random() * len(candidates))]
 
 
 def round_robin() -> Strategy:
     """One after the other, across the calls of a client; it begins anywhere."""
-    turn = int(random() * 1_000_000)
+    from random import randrange
+
+    turn = randrange(1_000_000)
 
     def choose(candidates: Sequence[Candidate], _: Call) -> Candidate:
         nonlocal turn
@@ -146,11 +149,15 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _points(text: str) -> tuple[int, ...]:
+    from hashlib import blake2b
+
     return _POINTS.unpack(blake2b(text.encode(), digest_size=_POINTS.size).digest())
 
 
 def _nearest(places: list[int], key: str) -> int:
     """The next place to some probe of a key, of all probes the one with the shortest way."""
+    from hashlib import blake2b
+
     digest = blake2b(key.encode(), digest_size=16).digest()
     place, step = int.from_bytes(digest[:8]), int.from_bytes(digest[8:]) | 1
     best, shortest = 0, 1 << 64

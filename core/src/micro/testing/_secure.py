@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from micro.errors import InvalidArgument, Unavailable
+from micro.secured import Secured
 from micro.testing._calls import (
     MIB,
     Peer,
@@ -27,7 +28,7 @@ from micro.testing._calls import (
     new_stream,
     read,
 )
-from micro.tls import TLS, Secured
+from micro.tls import TLS
 from micro.transport import Channel, Listener, Transport
 
 if TYPE_CHECKING:

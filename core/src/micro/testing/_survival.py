@@ -17,11 +17,11 @@ from micro.errors import Unavailable
 from micro.plugins import Plugins
 from micro.registry import Node, Registry
 from micro.retries import Retries
+from micro.secured import Secured
 from micro.selector import Selector
 from micro.testing._calls import Peer, TransportClients, listening
 from micro.testing.lifecycle import RECOVERY, SLACK
 from micro.testing.waiting import eventually
-from micro.tls import Secured
 from micro.transport import Limits, Transport
 from micro.url import URL
 
