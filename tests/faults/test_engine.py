@@ -13,6 +13,7 @@ from tests.faults.faults import Fault
 from tests.faults.fleet import Fleet
 from tests.faults.observers import WatchedRegistry
 
+from micro import _targets
 from micro.errors import Gap, ServiceNotFound, Unavailable
 from micro.registry import Change, Node, Snapshot
 
@@ -101,7 +102,9 @@ async def test_finds_a_registry_that(
 
 
 @pytest.mark.asyncio
-async def test_finds_calls_that_fail(fleet: Fleet) -> None:
+async def test_finds_calls_that_fail(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_targets, "repeatable", lambda call, error: False)  # another node saves it
+
     async def kill_a_node() -> None:
         fleet.processes[0].popen.kill()
         await fleet.through(Fault("pause", 0.5))
