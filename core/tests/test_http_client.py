@@ -15,7 +15,6 @@ import pytest_asyncio
 import micro
 from micro.backends.http import HTTPTransport
 from micro.call import Call
-from micro.errors import Closed
 from micro.testing import eventually
 from micro.transport import Channel, Limits
 
@@ -320,17 +319,4 @@ async def test_compressed_reply_is_refused(dial: Dial) -> None:
 async def test_garbage_reply_is_a_typed_error(dial: Dial, garbage: bytes) -> None:
     channel = await dial(GoServer(garbage, close=True))
     with pytest.raises((micro.Internal, micro.Unavailable, micro.TooLarge)):
-        await channel.call(call(), b"{}")
-
-
-@pytest.mark.asyncio
-async def test_call_that_still_connects_when_its_channel_closes_has_the_grace_of_others(
-    dial: Dial,
-) -> None:
-    channel = await dial(GoServer(OK))
-    calling = asyncio.create_task(channel.call(call(), b"{}"))
-    await asyncio.sleep(0)  # it begins to connect
-    await channel.aclose(grace=5)
-    assert (await calling).body == b"{}"
-    with pytest.raises(Closed):
         await channel.call(call(), b"{}")

@@ -150,7 +150,7 @@ class Settings:
         if given.rank <= 0:
             return code
         if not given.text.isascii() or not given.text.isdigit():
-            raise ConfigError(f"{given.source}: {name}: {given.text!r} is no whole number")
+            raise ConfigError(f"{given.source}: {name}: {given.text!r} is no whole number >= 0")
         return int(given.text[:9])
 
     def duration(self, name: str, code: float | None, default: float) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from micro.backends._connecting import connect, connecting
 from micro.backends._http_link import Connection, Link, StreamLink
 from micro.backends._http_wire import (
     metadata_lines,
@@ -18,8 +20,7 @@ from micro.backends._http_wire import (
 )
 from micro.call import Call, Reply
 from micro.deadline import Alarm, Deadlines
-from micro.errors import Closed, DeadlineExceeded, TooLarge, Unavailable
-from micro.handshake import explained
+from micro.errors import Closed, DeadlineExceeded, TooLarge
 from micro.transport import Channel, Limits, split_address
 
 if TYPE_CHECKING:
@@ -173,37 +174,20 @@ class HTTPChannel(Channel):
         def make() -> StreamLink:
             return StreamLink(self._address, self._limits, self._lost, call.kind)
 
-        if call.deadline is None:
-            return await self._connect(make)
         try:
-            async with asyncio.timeout(max(call.deadline - time.monotonic(), 0.0)):
+            with self._deadlines.until(math.inf if call.deadline is None else call.deadline):
                 return await self._connect(make)
-        except TimeoutError as exc:
-            raise _late(call) from exc
+        except TimeoutError:
+            raise _late(call) from None
 
     async def _connect(self, make: Callable[[], L]) -> L:
-        host, port = self._where
-        within = self._timeout if self._tls else None  # uvloop keeps what is cancelled so long
+        within = connecting(
+            self._address, self._deadlines, secure=self._tls is not None, timeout=self._timeout
+        )
         self._connecting += 1
         try:
-            async with asyncio.timeout(self._timeout):
-                if port >= 0:
-                    _, link = await self._loop.create_connection(
-                        make, host, port, ssl=self._tls, ssl_handshake_timeout=within
-                    )
-                else:
-                    _, link = await self._loop.create_unix_connection(
-                        make,
-                        host,
-                        ssl=self._tls,
-                        server_hostname="localhost" if self._tls else None,
-                        ssl_handshake_timeout=within,
-                    )
-        except (OSError, TimeoutError, ValueError) as exc:  # the last: of a host that is no name
-            why = explained(exc, secure=self._tls is not None)
-            why = why or getattr(exc, "strerror", None) or str(exc)
-            why = why or f"no answer in {self._timeout:g} s"
-            raise Unavailable(f"{self._address}: {why}", sent=False) from exc
+            with within:
+                link = await connect(make, self._where, self._tls, timeout=self._timeout)
         finally:
             self._connecting -= 1
             self._changed.set()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import sys
 import time
 from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from typing import Any, cast
 
+from micro.backends._answering import begun, broke
 from micro.backends._http_head import Refused
 from micro.backends._http_reader import Numbers, Reader
 from micro.backends._http_stream import (
@@ -26,7 +25,6 @@ from micro.call import Call, Handler
 from micro.deadline import Deadlines
 from micro.errors import (
     FailedPrecondition,
-    Internal,
     InvalidArgument,
     MicroError,
     Unavailable,
@@ -34,8 +32,6 @@ from micro.errors import (
 from micro.handshake import identity_of
 from micro.port import Session
 from micro.transport import STOPPED, Limits
-
-_log = logging.getLogger("micro.http")
 
 #: How long, in seconds and in messages of the largest size, a refused peer may go on sending before
 #: it reads why. Closing at once would reset the connection and lose the answer.
@@ -262,10 +258,7 @@ class HTTPSession(Session, asyncio.Protocol):
 
     def _start(self, work: Coroutine[Any, Any, None], request: Request, numbers: Numbers) -> None:
         """A task of its own for each call, started at once where Python can."""
-        if sys.version_info >= (3, 12):
-            task: asyncio.Task[None] = asyncio.Task(work, loop=self._loop, eager_start=True)
-        else:
-            task = self._loop.create_task(work)
+        task = begun(work, self._loop)
         if not task.done():
             self._task = task
             self._asked = request, numbers[1]
@@ -288,7 +281,7 @@ class HTTPSession(Session, asyncio.Protocol):
                 self.abort()
             raise
         except Exception as exc:  # whatever it is has to answer this call, and not end the process
-            answer = request.error(_told(exc), number, last=self._draining)
+            answer = request.error(_told(exc, request), number, last=self._draining)
         self._answered(answer, request)
 
     def _open_stream(self, request: Request, numbers: Numbers, body: bytes) -> None:
@@ -312,7 +305,7 @@ class HTTPSession(Session, asyncio.Protocol):
         except Lost:
             pass
         except Exception as exc:  # as in _serve
-            answer = request.error(_told(exc), number)
+            answer = request.error(_told(exc, request), number)
         self._stream = None
         if not stream.was_call:
             self._ended = stream.name
@@ -337,9 +330,5 @@ class HTTPSession(Session, asyncio.Protocol):
             self._transport.close()
 
 
-def _told(exc: Exception) -> MicroError | Refused:
-    """What a caller is told of it: of a fault of ours nothing but its kind."""
-    if isinstance(exc, MicroError | Refused):
-        return exc
-    _log.error("answering a call failed", exc_info=exc)
-    return Internal(f"internal error: {type(exc).__name__}")
+def _told(exc: Exception, request: Request) -> MicroError | Refused:
+    return exc if isinstance(exc, MicroError | Refused) else broke(request.endpoint, exc)

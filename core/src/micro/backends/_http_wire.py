@@ -85,10 +85,10 @@ class Request:
         "_answer",
         "_connection",
         "_content_type",
-        "_endpoint",
         "_headless",
         "_metadata",
         "_plain_json",
+        "endpoint",
         "expects",
         "is_go",
         "keep_alive",
@@ -112,11 +112,11 @@ class Request:
         self.stream = headers.get("micro-stream")
         self.told = headers.get("micro-error", "")
         self.refusal: Refused | MicroError | None = None
-        self._endpoint, self._content_type = "", headers.get("content-type", JSON)
+        self.endpoint, self._content_type = "", headers.get("content-type", JSON)
         try:
             _check_encoding(headers)
             target = _go_target if self.is_go else _plain_target
-            self._endpoint, self._content_type = target(head)
+            self.endpoint, self._content_type = target(head)
         except (Refused, MicroError) as exc:
             self.refusal = exc
         self._metadata = _metadata(headers)
@@ -136,7 +136,7 @@ class Request:
         _, number, timeout = numbers
         return Call(
             service=self.service,
-            endpoint=self._endpoint,
+            endpoint=self.endpoint,
             content_type=self._content_type,
             metadata=self._metadata.copy(),
             deadline=_deadline(timeout) if timeout else None,

@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from micro.backends import _tcp_frames as frames
+from micro.backends._connecting import connect, connecting
 from micro.backends._tcp_client import ClientLink
 from micro.backends._tcp_link import Received
 from micro.call import Call, Reply
 from micro.deadline import Alarm, Deadlines
 from micro.errors import Closed, DeadlineExceeded, Unavailable
-from micro.handshake import explained
 from micro.transport import Channel, Limits, split_address
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class TCPChannel(Channel):
         self._current: ClientLink | None = None
         self._connecting: asyncio.Task[ClientLink] | None = None
         self._retired: set[ClientLink] = set()
+        #: How many calls wait for a connection.
+        self._waiting = 0
+        self._waited = asyncio.Event()
         self._closed = False
 
     async def call(self, call: Call, body: bytes) -> Reply:
@@ -97,22 +100,35 @@ class TCPChannel(Channel):
 
     async def aclose(self, *, grace: float = 0) -> None:
         self._closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
-        links = [link for link in (self._current, *self._retired) if link is not None]
-        self._current = None
-        for link in links:
-            link.retired = True
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
-                    for link in links:
-                        await link.quiet()
+                    await self._quiet()
         finally:
-            for link in links:
+            if self._connecting is not None:
+                self._connecting.cancel()
+                await asyncio.gather(self._connecting, return_exceptions=True)
+            for link in self._links():
                 link.fail(Unavailable(f"{self._address}: the channel was closed"))
                 link.close_now()
+            self._current = None
+
+    async def _quiet(self) -> None:
+        """Wait until no call runs, nor waits for a connection; no new one is taken."""
+        self._retire()
+        while self._waiting:
+            self._waited.clear()
+            await self._waited.wait()
+        self._retire()  # the one that they waited for
+        for link in self._links():
+            await link.quiet()
+
+    def _retire(self) -> None:
+        for link in self._links():
+            link.retired = True
+
+    def _links(self) -> list[ClientLink]:
+        return [link for link in (self._current, *self._retired) if link is not None]
 
     async def _connected(self) -> ClientLink:
         if self._closed:
@@ -121,12 +137,16 @@ class TCPChannel(Channel):
             self._connecting = asyncio.create_task(self._connect())
         connecting, task = self._connecting, asyncio.current_task()
         asked = task.cancelling() if task else 0
+        self._waiting += 1
         try:
             link = await asyncio.shield(connecting)
         except asyncio.CancelledError:
             if task and task.cancelling() > asked:
                 raise
             raise self._unavailable("the channel was closed") from None
+        finally:
+            self._waiting -= 1
+            self._waited.set()
         if link.retired:
             raise self._unavailable("the server hung up at once")
         return link
@@ -139,29 +159,13 @@ class TCPChannel(Channel):
             self._retired.add(self._current)
         self._retired = {link for link in self._retired if not link.closing}
         link = ClientLink(self._address, self._memory, self._limits)
-        loop = asyncio.get_running_loop()
-        host, port = self._where
-        within = self._timeout if self._tls else None  # uvloop keeps what is cancelled so long
+        within = connecting(
+            self._address, self._deadlines, secure=self._tls is not None, timeout=self._timeout
+        )
         try:
-            async with asyncio.timeout(self._timeout):
-                if port < 0:
-                    await loop.create_unix_connection(
-                        lambda: link,
-                        host,
-                        ssl=self._tls,
-                        server_hostname="localhost" if self._tls else None,  # a path has no other
-                        ssl_handshake_timeout=within,
-                    )
-                else:
-                    await loop.create_connection(
-                        lambda: link, host, port, ssl=self._tls, ssl_handshake_timeout=within
-                    )
+            with within:
+                await connect(lambda: link, self._where, self._tls, timeout=self._timeout)
                 await link.greeted
-        except (OSError, TimeoutError, ValueError) as exc:  # the last: of a host that is no name
-            link.give_up()
-            why = explained(exc, secure=self._tls is not None)
-            why = why or getattr(exc, "strerror", None) or str(exc)
-            raise self._unavailable(why or f"no answer in {self._timeout:g} s") from exc
         except BaseException:
             link.give_up()
             raise

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import ClassVar
 
 from micro.backends import _tcp_frames as frames
-from micro.backends._tcp_link import Link, Pieces, Received, settings
+from micro.backends._tcp_link import Link, Pieces, Received
 from micro.backends._tcp_stream import Stream
 from micro.call import Call, Reply
 from micro.errors import (
@@ -74,7 +74,7 @@ class ClientLink(Link):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.transport.write(frames.PREFACE + frames.hello(settings(self.limits)))
+        self.transport.write(frames.PREFACE + frames.hello(frames.Settings.of(self.limits)))
         self._timer = self.loop.call_later(_LOOK, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:

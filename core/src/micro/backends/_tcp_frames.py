@@ -14,6 +14,7 @@ import msgspec
 
 from micro.call import Call, checked_metadata, decode_error, encode_error
 from micro.errors import InvalidArgument, MicroError, TooLarge
+from micro.transport import Limits
 
 #: What a client says first: the name of the protocol and its version.
 PREFACE = b"MICRO1\r\n"
@@ -74,6 +75,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     calls: int
     streams: int
     window: int = WINDOW
+
+    @classmethod
+    def of(cls, limits: Limits) -> Settings:
+        """Those of a side with these limits."""
+        return cls(
+            message=limits.message,
+            headers=min(limits.headers, 0xFFFF),
+            calls=limits.calls,
+            streams=limits.streams,
+        )
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -393,13 +393,3 @@ class Link(asyncio.BufferedProtocol):
 
 
 _UNKNOWN = frames.Settings(message=0, headers=0, calls=0, streams=0)
-
-
-def settings(limits: Limits) -> frames.Settings:
-    """What this side takes, for the peer."""
-    return frames.Settings(
-        message=limits.message,
-        headers=min(limits.headers, 0xFFFF),
-        calls=limits.calls,
-        streams=limits.streams,
-    )

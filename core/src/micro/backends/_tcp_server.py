@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from micro.backends import _tcp_frames as frames
-from micro.backends._tcp_link import Link, Pieces, Received, settings
+from micro.backends._answering import begun, broke
+from micro.backends._tcp_link import Link, Pieces, Received
 from micro.backends._tcp_stream import Stream
 from micro.call import Call, Handler, Reply, encode_error
 from micro.deadline import Deadlines
@@ -28,8 +27,6 @@ from micro.errors import (
 from micro.handshake import identity_of
 from micro.port import Session
 from micro.transport import STOPPED, Limits
-
-_log = logging.getLogger("micro.tcp")
 
 #: Seconds between two looks at a client; of silence, after which one with calls is asked whether it
 #: lives, and given up.
@@ -187,7 +184,7 @@ class TCPSession(Link, Session):
         except MicroError as exc:
             self._answer(stream, exc)
             return
-        task = _start(self._serve(stream, call, body), self.loop)
+        task = begun(self._serve(stream, call, body), self.loop)
         if not task.done():
             self._tasks[stream] = task
 
@@ -214,7 +211,7 @@ class TCPSession(Link, Session):
         self._at_once = min(frames.FRAGMENT, self.limits.message, self.peer.message)
         self._greeted = True
         self._last = 0
-        self.send(frames.hello(settings(self.limits)))
+        self.send(frames.hello(frames.Settings.of(self.limits)))
         self._expect(self._look)
 
     def reset(self, stream: Stream, error: MicroError) -> None:
@@ -296,7 +293,7 @@ class TCPSession(Link, Session):
         except asyncio.CancelledError as exc:
             frame = frames.error(stream, _given_up(call, exc), call.service)
         except Exception as exc:  # a fault of ours must answer this call, and not end the process
-            frame = frames.error(stream, _internal(call, exc), call.service)
+            frame = frames.error(stream, broke(call.endpoint, exc), call.service)
         finally:
             self._tasks.pop(stream, None)
         if frame:
@@ -365,7 +362,7 @@ class TCPSession(Link, Session):
         except Exception as exc:  # as in _serve
             late = isinstance(exc, TimeoutError) and until.expired
             told = DeadlineExceeded("the stream ran longer than it may") if late else None
-            frame = frames.error(number, told or _internal(call, exc), call.service)
+            frame = frames.error(number, told or broke(call.endpoint, exc), call.service)
         finally:
             self._tasks.pop(number, None)
             self.streams.pop(number, None)
@@ -390,34 +387,12 @@ class TCPSession(Link, Session):
             self.close()
 
 
-if sys.version_info >= (3, 12):
-
-    def _start(
-        work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop
-    ) -> asyncio.Task[None]:
-        """A task of its own for each call, which begins to run at once."""
-        return asyncio.Task(work, loop=loop, eager_start=True)
-
-else:
-
-    def _start(
-        work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop
-    ) -> asyncio.Task[None]:
-        """A task of its own for each call."""
-        return loop.create_task(work)
-
-
 def _given_up(call: Call, exc: asyncio.CancelledError) -> Internal:
     """What a caller is told of a handler that gave up though nobody asked for it."""
     task = asyncio.current_task()
     if task is None or task.cancelling():
         raise exc
-    return _internal(call, exc)
-
-
-def _internal(call: Call, exc: BaseException) -> Internal:
-    _log.error("answering %s failed", call.endpoint[:200], exc_info=exc)
-    return Internal(f"internal error: {type(exc).__name__}")
+    return broke(call.endpoint, exc)
 
 
 async def _one(message: bytes) -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from micro.call import Body, Call, Handler, Kind, Reply
-from micro.errors import BY_NAME
+from micro.errors import BY_NAME, ResourceExhausted
 from micro.plugins import Plugins
 from micro.port import SocketTransport
 from micro.testing.lifecycle import LifecycleSuite
@@ -65,6 +65,8 @@ class Peer:
     async def _answer(self, what: str, detail: str, call: Call, body: bytes) -> Reply:
         if what == "Fail":
             raise _error(detail)
+        if what == "Shed":
+            raise ResourceExhausted("too much to do", sent=False, retry_after=0.5)
         if what == "Break":
             raise ValueError("a secret")
         if what == "Wait":
@@ -147,7 +149,8 @@ class Peer:
 
 
 def _error(kind: str) -> Exception:
-    return BY_NAME[kind](f'as asked: {kind} ünï \\ "quoted" \n second line')
+    text = f'as asked: {kind} ünï \\ "quoted" \n second line'
+    return BY_NAME[kind](text, details={"kind": kind, "list": [1, None, "ü"]}, retry_after=0.5)
 
 
 class TransportClients(LifecycleSuite[Transport]):

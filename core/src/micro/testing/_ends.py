@@ -276,6 +276,17 @@ class EndCases(TransportClients):
             await read(channel, new_stream("Echo.Call"), endless())
 
     @pytest.mark.asyncio
+    async def test_call_that_still_connects_has_the_grace_of_its_channel(
+        self, channel: Channel
+    ) -> None:
+        call = asyncio.create_task(channel.call(new_call(), b"late"))
+        await asyncio.sleep(0)  # it begins to connect
+        await channel.aclose(grace=5)
+        assert (await call).body == b"late"
+        with pytest.raises(Closed):
+            await channel.call(new_call(), b"")
+
+    @pytest.mark.asyncio
     async def test_channel_closes_after_its_grace(self, channel: Channel, peer: Peer) -> None:
         calling = asyncio.create_task(channel.call(new_call("Wait.Echo"), b"kept"))
         await eventually(lambda: peer.running)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from micro.call import Body, Call, Reply
-from micro.errors import BY_NAME, Internal, InvalidArgument, MicroError
+from micro.errors import BY_NAME, Internal, InvalidArgument, MicroError, ResourceExhausted
 from micro.testing._calls import (
     CANCELLED,
     MIB,
@@ -114,6 +114,14 @@ class UnaryCases(TransportClients):
         with pytest.raises(BY_NAME[kind]) as caught:
             await channel.call(new_call(f"Fail.{kind}"), b"")
         as_asked(caught.value, kind)
+
+    @pytest.mark.asyncio
+    async def test_call_that_was_not_executed_is_told_so(self, channel: Channel) -> None:
+        with pytest.raises(ResourceExhausted) as caught:
+            await channel.call(new_call("Shed.It"), b"")
+        assert caught.value.remote
+        assert caught.value.sent is False
+        assert caught.value.retry_after == 0.5
 
     @pytest.mark.asyncio
     async def test_handler_that_breaks_is_internal_and_tells_nothing(
@@ -225,3 +233,6 @@ def as_asked(error: MicroError, kind: str) -> None:
     assert error.remote
     assert error.id == "suite"
     assert error.detail == f'as asked: {kind} ünï \\ "quoted" \n second line'
+    assert error.details == {"kind": kind, "list": [1, None, "ü"]}
+    assert error.retry_after == 0.5
+    assert error.sent is None
