@@ -64,7 +64,8 @@ class Helloworld:
         await asyncio.Event().wait()
 
     async def refuse(self) -> None:
-        raise micro.Aborted("first\\nsecond \\x1b[31mred")
+        detail = "first\\nsecond \\x1b[31mred"
+        raise micro.Aborted(detail, details={"winner": "other"}, retry_after=2)
 
     async def lack(self) -> None:
         raise micro.NotFound("no such row")
@@ -579,6 +580,8 @@ def test_an_error_for_machines_is_json() -> None:
         "code": 409,
         "detail": "first\nsecond \x1b[31mred",
         "id": "helloworld",
+        "details": {"winner": "other"},
+        "retry_after": 2,
     }
 
 

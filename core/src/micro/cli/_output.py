@@ -81,7 +81,9 @@ def show_error(error: MicroError, *, as_json: bool) -> Exit:
     """Print one line, ``error: <kind>: <text>``; the status to exit with."""
     kind = type(error).__name__
     if as_json:
-        _error_json(kind, error.status, error.detail, error.id)
+        more = {"retry_after": error.retry_after, "details": error.details}
+        told = {name: value for name, value in more.items() if value}
+        _error_json(kind, error.status, error.detail, error.id, **told)
     else:
         click.echo(f"error: {kind}: {printable(str(error))}", err=True)
     return exit_of(error)
@@ -99,8 +101,8 @@ def show_usage_error(error: click.ClickException, *, as_json: bool) -> Exit:
     return Exit.USAGE
 
 
-def _error_json(kind: str, code: int, detail: str, id: str) -> None:
-    fields = {"kind": kind, "code": code, "detail": detail, "id": id}
+def _error_json(kind: str, code: int, detail: str, id: str, **more: Any) -> None:
+    fields = {"kind": kind, "code": code, "detail": detail, "id": id, **more}
     click.echo(_json(fields).encode(), err=True)
 
 
