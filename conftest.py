@@ -29,9 +29,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
+def consul_binary() -> Path:
+    """The program consul."""
+    return available("consul", partial(_obtain, "consul"))
+
+
+@pytest.fixture(scope="session")
 def etcd_binary() -> Path:
     """The program etcd."""
     return available("etcd", partial(_obtain, "etcd"))
+
+
+@pytest.fixture(scope="session")
+def nats_binary() -> Path:
+    """The program nats-server."""
+    return available("nats", partial(_obtain, "nats"))
 
 
 @pytest.fixture(scope="session")

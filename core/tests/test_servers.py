@@ -17,7 +17,7 @@ import pytest
 
 from micro.testing import EtcdServer, Server, servers
 from micro.testing.certificates import Authority, Identity
-from micro.testing.servers import HOST, unused_ports
+from micro.testing.ports import HOST, unused_ports
 
 SLACK = 2.0
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")

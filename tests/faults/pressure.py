@@ -21,7 +21,7 @@ from tests.faults.survivors import Node
 import micro
 from micro.client import Client
 from micro.testing import eventually, serving
-from micro.testing.servers import unused_ports
+from micro.testing.ports import unused_ports
 
 _CORES = sorted(os.sched_getaffinity(0))
 _SERVER, _CALLERS = _CORES[0], _CORES[-1]

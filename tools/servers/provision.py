@@ -144,8 +144,10 @@ def digest(folder: Path, *how: str) -> str:
 
 
 RECIPES: dict[str, Callable[[], Path]] = {
+    "consul": partial(build_go, HERE / "consul", ".", "consul"),
     "etcd": partial(build_go, HERE / "etcd", "go.etcd.io/etcd/server/v3", "etcd"),
     "gomicro": partial(build_go, ROOT / "tests/interop", ".", "gomicro"),
+    "nats": partial(build_go, HERE / "nats", "github.com/nats-io/nats-server/v2", "nats-server"),
 }
 
 

@@ -33,7 +33,12 @@ _BUILT_IN: dict[tuple[Kind, str], str] = {
     (Transport, "tcp"): "micro.backends.tcp:TCPTransport",
 }
 #: What plugins of this repository offer, for those who have not installed them.
-_KNOWN: dict[tuple[Kind, str], str] = {(Registry, "etcd"): "micro-plugin-etcd"}
+_KNOWN: dict[tuple[Kind, str], str] = {
+    (Registry, "consul"): "micro-plugin-consul",
+    (Registry, "etcd"): "micro-plugin-etcd",
+    (Registry, "nats"): "micro-plugin-nats",
+    (Registry, "nats-kv"): "micro-plugin-nats",
+}
 
 
 class Plugins:

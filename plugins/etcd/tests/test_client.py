@@ -16,8 +16,9 @@ import pytest
 from micro.backend import Connections
 from micro.errors import Closed, ResourceExhausted, TooLarge, Unavailable
 from micro.registry import Node
+from micro.testing.ports import HOST, unused_ports
 from micro.testing.proxy import FaultProxy
-from micro.testing.servers import HOST, EtcdServer, unused_ports
+from micro.testing.servers import EtcdServer
 from micro_plugin_etcd import EtcdRegistry
 from micro_plugin_etcd._channel import _split
 

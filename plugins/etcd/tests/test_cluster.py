@@ -16,7 +16,8 @@ from micro.errors import Unavailable
 from micro.follow import View
 from micro.registry import Node, Snapshot
 from micro.testing import eventually
-from micro.testing.servers import HOST, EtcdServer, unused_ports
+from micro.testing.ports import HOST, unused_ports
+from micro.testing.servers import EtcdServer
 from micro_plugin_etcd import EtcdRegistry
 
 Connected = Callable[..., AbstractAsyncContextManager[EtcdRegistry]]

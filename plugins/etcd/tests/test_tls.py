@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 from micro.errors import ConfigError, Unavailable
 from micro.registry import Node
 from micro.testing.certificates import Authority, Identity
-from micro.testing.servers import HOST, EtcdServer
+from micro.testing.ports import HOST
+from micro.testing.servers import EtcdServer
 from micro_plugin_etcd import EtcdRegistry
 
 Connected = Callable[..., AbstractAsyncContextManager[EtcdRegistry]]

@@ -19,15 +19,17 @@ from micro.testing.environment import NotAvailable  # noqa: E402
 from micro.testing.proxy import FaultProxy  # noqa: E402
 from micro.testing.pytest_plugin import available  # noqa: E402
 from micro.testing.registry import RegistrySuite  # noqa: E402
-from micro.testing.servers import EtcdServer, Server  # noqa: E402
+from micro.testing.servers import ConsulServer, EtcdServer, NatsServer, Server  # noqa: E402
 from micro.testing.services import serving  # noqa: E402
 from micro.testing.transport import TransportSuite  # noqa: E402
 from micro.testing.waiting import eventually  # noqa: E402
 
 __all__ = [
     "CodecSuite",
+    "ConsulServer",
     "EtcdServer",
     "FaultProxy",
+    "NatsServer",
     "NotAvailable",
     "RegistrySuite",
     "Server",

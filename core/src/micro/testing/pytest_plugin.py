@@ -17,9 +17,10 @@ import pytest
 
 from micro.backend import Backend
 from micro.testing.environment import NotAvailable, namespaced, program, required, running
-from micro.testing.servers import EtcdServer
+from micro.testing.servers import ConsulServer, EtcdServer, NatsServer, Server
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Server)
 
 #: The names of properties by which reports of tests tell the end of the run, from any process.
 NOT_AVAILABLE = "micro.not_available"
@@ -56,9 +57,30 @@ def killable(name: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def consul_binary() -> Path:
+    """The program consul: what MICRO_TEST_CONSUL_BIN names, or the one on the PATH."""
+    return available("consul", lambda: program("consul"))
+
+
+@pytest.fixture(scope="session")
 def etcd_binary() -> Path:
     """The program etcd: what MICRO_TEST_ETCD_BIN names, or the one on the PATH."""
     return available("etcd", lambda: program("etcd"))
+
+
+@pytest.fixture(scope="session")
+def nats_binary() -> Path:
+    """The program nats-server: what MICRO_TEST_NATS_BIN names, or the one on the PATH."""
+    return available("nats", lambda: program("nats", "nats-server"))
+
+
+@pytest.fixture(scope="module")
+def consul(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ConsulServer]:
+    """A Consul of this module's own: its tests may kill, pause and restart it."""
+    with _of_its_own(ConsulServer, "consul", request, tmp_path_factory) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +88,53 @@ def etcd(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EtcdServer]:
     """An etcd of this module's own: its tests may kill, pause and restart it."""
-    killable("etcd")
-    # Only now, since to obtain it may take a minute.
-    binary: Path = request.getfixturevalue("etcd_binary")
-    with EtcdServer(binary, tmp_path_factory.mktemp("etcd")) as server:
+    with _of_its_own(EtcdServer, "etcd", request, tmp_path_factory) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def nats(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[NatsServer]:
+    """A NATS server of this module's own: its tests may kill, pause and restart it."""
+    with _of_its_own(NatsServer, "nats", request, tmp_path_factory) as server:
+        yield server
+
+
+@pytest.fixture
+def consul_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a Consul that answers, with a namespace of this test's own."""
+    return _namespace("consul", request)
 
 
 @pytest.fixture
 def etcd_url(request: pytest.FixtureRequest) -> str:
     """The URL of an etcd that answers, with a namespace of this test's own."""
-    url = running("etcd")
+    return _namespace("etcd", request)
+
+
+@pytest.fixture
+def nats_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a NATS server that answers, with a namespace of this test's own."""
+    return _namespace("nats", request)
+
+
+def _of_its_own(
+    kind: Callable[[Path, Path], S],
+    name: str,
+    request: pytest.FixtureRequest,
+    folders: pytest.TempPathFactory,
+) -> S:
+    killable(name)
+    # Only now, since to obtain it may take minutes.
+    binary: Path = request.getfixturevalue(f"{name}_binary")
+    return kind(binary, folders.mktemp(name))
+
+
+def _namespace(name: str, request: pytest.FixtureRequest) -> str:
+    url = running(name)
     if not url:
-        server: EtcdServer = request.getfixturevalue("etcd")
+        server: Server = request.getfixturevalue(name)
         server.start()  # an earlier test may have left it dead, or paused
         url = server.url
     return namespaced(url)

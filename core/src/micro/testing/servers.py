@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import random
 import shutil
 import signal
 import socket
@@ -14,14 +13,13 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from micro.testing.ports import HOST, unused_ports
+
 if TYPE_CHECKING:
     from micro.testing.certificates import Identity
-
-HOST = "127.0.0.1"
 
 
 class Server(ABC):
@@ -292,39 +290,79 @@ class EtcdServer(Server):
             client.close()
 
 
-def unused_ports(count: int) -> tuple[int, ...]:
-    """Ports of loopback on which nobody listens.
+class ConsulServer(Server):
+    """One agent of Consul that is its own cluster, of quick elections.
 
-    They are none of those that the kernel gives to outgoing connections: while a server is down,
-    no connection can take its port away.
+    ``hcl`` are more lines of its configuration.
     """
-    # Not by the common generator: who seeds that for a test would get the same ports each time.
-    tried = random.SystemRandom().sample(_lasting_ports(), 100)
-    ports = tuple(islice(filter(_is_unused, tried), count))
-    if len(ports) < count:
-        raise RuntimeError(f"of 100 ports of {HOST} that were tried, {len(ports)} are unused")
-    return ports
+
+    scheme = "consul"
+    port_count = 3
+
+    def __init__(self, binary: Path, folder: Path, *, hcl: Sequence[str] = ()) -> None:
+        super().__init__(folder)
+        self._binary = binary.absolute()
+        self._hcl = ("performance { raft_multiplier = 1 }", "disable_update_check = true", *hcl)
+
+    def command(self, data: Path, ports: Sequence[int]) -> Sequence[str | Path]:
+        flags: dict[str, str | Path | int] = {
+            "-data-dir": data,
+            "-node": "test",
+            "-bind": HOST,
+            "-client": HOST,
+            "-http-port": ports[0],
+            "-serf-lan-port": ports[1],
+            "-server-port": ports[2],
+            # Not needed by tests, and else at fixed ports.
+            "-serf-wan-port": -1,
+            "-dns-port": -1,
+            "-grpc-port": -1,
+            "-grpc-tls-port": -1,
+        }
+        return [
+            self._binary,
+            "agent",
+            "-server",
+            "-bootstrap-expect=1",
+            *(f"{name}={value}" for name, value in flags.items()),
+            *(f"-hcl={line}" for line in self._hcl),
+        ]
+
+    def answers(self) -> bool:
+        # It writes, through a leader. Reads wait for one for a long time; with ACLs both are 403.
+        return _http_status(self.port, "PUT", "/v1/kv/answers") in (200, 403)
 
 
-def _lasting_ports() -> range:
+class NatsServer(Server):
+    """One NATS server with JetStream. ``arguments`` are more of its flags."""
+
+    scheme = "nats"
+
+    def __init__(self, binary: Path, folder: Path, *, arguments: Sequence[str] = ()) -> None:
+        super().__init__(folder)
+        self._binary = binary.absolute()
+        self._arguments = arguments
+
+    def command(self, data: Path, ports: Sequence[int]) -> Sequence[str | Path]:
+        listen: Sequence[str | Path] = ["-a", HOST, "-p", str(ports[0])]
+        return [self._binary, *listen, "-js", "-sd", data, *self._arguments]
+
+    def answers(self) -> bool:
+        with socket.create_connection((HOST, self.port), timeout=1) as client:
+            client.settimeout(1)
+            return client.recv(5) == b"INFO "  # it says so once JetStream has its data
+
+
+def _http_status(port: int, method: str, path: str) -> int:
+    """What an HTTP server answers; 0 when that is no HTTP."""
+    client = http.client.HTTPConnection(HOST, port, timeout=1)
     try:
-        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
-        low, high = map(int, text.split())
-    except OSError:
-        low, high = 32_768, 65_535  # of what is known of kernels, the lowest and the highest
-    below, above = range(10_000, low), range(high + 1, 65_536)
-    most = max(below, above, key=len)
-    return most if len(most) >= 1000 else range(10_000, 65_536)
-
-
-def _is_unused(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
+        client.request(method, path)
+        return client.getresponse().status
+    except http.client.HTTPException:
+        return 0
+    finally:
+        client.close()
 
 
 def _wait(condition: Callable[[], bool], *, within: float) -> bool:
