@@ -76,6 +76,16 @@ def faults(session: nox.Session) -> None:
         session.run("pytest", *arguments, *session.posargs, success_codes=[0, 5])  # 5: none of them
 
 
+@nox.session(default=False)
+def conformance(session: nox.Session) -> None:
+    """Run every conformance suite on every backend, and write what came of it in the docs."""
+    install(session, "tests", "tools", *go())
+    folders = [path / "tests" for path in DISTRIBUTIONS]
+    suites = [str(path) for folder in folders for path in folder.glob("test_conformance*.py")]
+    page = ["--conformance", "docs/conformance.md"]
+    session.run("pytest", *PARALLEL, *page, *suites, *session.posargs)
+
+
 @nox.session(python="3.11", default=False)
 def fuzz(session: nox.Session) -> None:
     """Look for what decoders do not stand: [TARGET ...] [--seconds 60] [--save: in the corpus]."""

@@ -264,3 +264,56 @@ def test_file_that_cannot_be_collected_is_an_error_like_any(
 def test_no_table_without_suites(project: pytest.Pytester) -> None:
     project.makepyfile("def test_it(): pass")
     assert "conformance" not in project.runpytest_subprocess().stdout.str()
+
+
+# -- the table of promises ------------------------------------------------------------------------
+
+PAGE = """\
+before
+<!-- conformance: registry -->
+| promise | `old` |
+<!-- end -->
+<!-- conformance: transport -->
+kept
+<!-- end -->
+after
+"""
+
+SUITE = """
+    import pytest
+    from micro.backends.memory import MemoryRegistry
+    from micro.testing import RegistrySuite
+
+    class TestOne(RegistrySuite):
+        backend = MemoryRegistry
+
+        @pytest.fixture
+        def url(self):
+            return "memory://suite"
+
+        async def test_get_unknown(self):
+            raise ValueError
+"""
+
+
+@everywhere
+def test_conformance_option_writes_which_promise_is_kept(
+    project: pytest.Pytester, processes: tuple[str, ...]
+) -> None:
+    page = project.path / "page.md"
+    page.write_text(PAGE)
+    project.makepyfile(SUITE)
+    chosen = "get_unknown or close_idempotent or init_bad_address or names_distinct"
+    project.runpytest_subprocess(*processes, "--conformance", "page.md", "-k", chosen)
+    told = page.read_text()
+    assert told.startswith("before\n<!-- conformance: registry -->\n| promise | `memory` |\n")
+    for row in (
+        "| get unknown | **no** |",
+        "| close idempotent | yes |",
+        "| names distinct | yes |",
+        "| init bad address | 1) |",
+        "| two watchers | not run |",
+        "\n1) no server",
+    ):
+        assert f"{row}\n" in told
+    assert told.endswith("<!-- conformance: transport -->\nkept\n<!-- end -->\nafter\n")

@@ -134,7 +134,7 @@ class WatchCases(RegistryClients):
         self, registry: Registry, other: Registry, chance: random.Random
     ) -> None:
         if not registry.features.history:
-            pytest.skip("no history")
+            pytest.skip("it declares no history")
         changing = Changing(registry, chance)
         reader = Reader(other, changing.service)
         await reader.read(lambda: True)
@@ -151,7 +151,7 @@ class WatchCases(RegistryClients):
     @pytest.mark.asyncio
     async def test_without_history_gap(self, registry: Registry, other: Registry) -> None:
         if registry.features.history:
-            pytest.skip("history")
+            pytest.skip("it declares history")
         node = new_node()
         await registry.register(node, ttl=30)
         reader = Reader(other, node.service)
@@ -169,7 +169,7 @@ class WatchCases(RegistryClients):
         compact: Callable[[], Awaitable[None]] | None,
     ) -> None:
         if not registry.features.history:
-            pytest.skip("no history")
+            pytest.skip("it declares no history")
         compact = needed(compact, "nothing makes it forget: fixture 'compact'")
         service = new_service()
         gone, stays, comes = (new_node(service, id=name) for name in ("gone", "stays", "comes"))
@@ -211,7 +211,7 @@ class WatchCases(RegistryClients):
         self, registry: Registry, far: Registry, proxy: FaultProxy, chance: random.Random
     ) -> None:
         if not registry.features.history:
-            pytest.skip("no history")
+            pytest.skip("it declares no history")
         changing = Changing(registry, chance)
         reader = Reader(far, changing.service)
         await reader.read(lambda: True)

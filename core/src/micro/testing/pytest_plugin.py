@@ -2,7 +2,8 @@
 
 A project takes it by ``pytest_plugins = ["micro.testing.pytest_plugin"]``, in its topmost conftest.
 A table shows each backend that went through a conformance suite. The last lines of the run say
-which servers were not available, what helps, and how many tests that has cost.
+which servers were not available, what helps, and how many tests that has cost. With the option
+``--conformance FILE`` it writes into that page which backend keeps which promise.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TypeVar
 import pytest
 
 from micro.backend import Backend
+from micro.testing import _promises
 from micro.testing.environment import NotAvailable, namespaced, program, required, running
 from micro.testing.servers import ConsulServer, EtcdServer, NatsServer, Server
 
@@ -140,6 +142,12 @@ def _namespace(name: str, request: pytest.FixtureRequest) -> str:
     return namespaced(url)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of the table of promises."""
+    what = "write into this page, between its marks, which backend keeps which promise"
+    parser.getgroup("micro").addoption("--conformance", type=Path, metavar="FILE", help=what)
+
+
 # -- what tests tell the end of the run -----------------------------------------------------------
 
 
@@ -187,6 +195,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("conformance")
         for line in _aligned([("backend", *_COLUMNS, "features"), *rows]):
             terminalreporter.write_line(line)
+    page: Path | None = terminalreporter.config.getoption("--conformance")
+    if page is not None:
+        from micro.testing.registry import RegistrySuite
+        from micro.testing.transport import TransportSuite
+
+        suites = {"registry": RegistrySuite, "transport": TransportSuite}
+        _promises.write(page, _outcomes(terminalreporter.stats), suites)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -241,6 +256,19 @@ def _conformance(stats: _Stats) -> list[tuple[str, ...]]:
         (backend, *(str(row[outcome]) for outcome in _COLUMNS), features)
         for (backend, features), row in sorted(rows.items())
     ]
+
+
+def _outcomes(stats: _Stats) -> Iterator[_promises.Outcome]:
+    """What came of each test of a suite."""
+    for category, result in _OUTCOMES.items():
+        for report in stats.get(category, ()):
+            backend = dict(getattr(report, "user_properties", ())).get(BACKEND)
+            if backend is not None:
+                name = report.nodeid.partition("[")[0].rpartition("::")[2]
+                why = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+                yield _promises.Outcome(
+                    backend, name.removeprefix("test_"), result, why.removeprefix("Skipped: ")
+                )
 
 
 def _reported(stats: _Stats) -> Iterator[tuple[str, str, dict[str, str]]]:
