@@ -20,7 +20,7 @@ from micro.testing.ports import HOST, unused_ports
 from micro.testing.proxy import FaultProxy
 from micro.testing.servers import EtcdServer
 from micro_plugin_etcd import EtcdRegistry
-from micro_plugin_etcd._channel import _split
+from micro_plugin_etcd._channel import Channel
 
 Ask = Callable[..., dict[str, Any]]
 Connected = Callable[..., AbstractAsyncContextManager[EtcdRegistry]]
@@ -218,18 +218,11 @@ async def test_when_no_host_answers_it_is_unavailable_in_time_and_the_text_says_
     assert "connection refused; does etcd run there?" in text
 
 
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("etcd-1", ("etcd-1", 2379)),
-        ("etcd-1:1234", ("etcd-1", 1234)),
-        ("10.0.0.1", ("10.0.0.1", 2379)),
-        ("[::1]", ("[::1]", 2379)),
-        ("[::1]:1234", ("[::1]", 1234)),
-    ],
-)
-def test_a_host_without_a_port_has_that_of_etcd(host: str, expected: tuple[str, int]) -> None:
-    assert _split(host) == expected
+@pytest.mark.asyncio
+async def test_a_host_without_a_port_has_that_of_etcd() -> None:
+    channel = Channel("etcd-1", None, "test")
+    assert (channel.host, channel.port) == ("etcd-1", 2379)
+    await channel.aclose()
 
 
 # -- who shares a client --------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, cast
 import grpc
 from google.protobuf.message import Message
 
+from micro.access import split_host
 from micro.errors import (
     Closed,
     FailedPrecondition,
@@ -55,7 +56,7 @@ class Channel:
     """One host of a URL. ``name`` is what the texts of errors begin with, ``where`` says more."""
 
     def __init__(self, host: str, tls: TLS | None, name: str) -> None:
-        self.host, self.port = _split(host)
+        self.host, self.port = split_host(host, 2379)
         self.where: str = f"{name}: {self.host}:{self.port}"
         self._name = name
         self._closed = False
@@ -198,11 +199,3 @@ _TOLD_BY_CODE: dict[grpc.StatusCode, type[MicroError]] = {
 
 def _serialized(message: Message) -> bytes:
     return message.SerializeToString()
-
-
-def _split(host: str) -> tuple[str, int]:
-    """Host and port; 2379 is etcd's."""
-    name, colon, port = host.rpartition(":")
-    if colon and port.isdigit() and (":" not in name or name.endswith("]")):
-        return name, int(port)
-    return host, 2379

@@ -1,0 +1,118 @@
+"""What leads backends to their servers: the options for TLS and time, mistakes of TLS, hosts."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import msgspec
+
+from micro.errors import ConfigError
+
+#: What a server without TLS is, to who asks for it.
+PLAIN = "the server does not speak TLS; leave tls, ca, cert and key away"
+#: What a server with TLS is, to who does not.
+SPOKEN = "the server speaks TLS; add ?tls=true, and ca=FILE when its authority is your own"
+
+#: What helps by OpenSSL's X509_V_ERR_..., where no authority does.
+_ADVICE = {
+    9: "the clocks of the hosts differ",
+    10: "renew it",
+    62: "use a host that it names",
+    64: "use a host that it names",
+}
+
+
+class ServerOptions(msgspec.Struct, frozen=True):
+    """The options of a backend's URL that lead to a server.
+
+    ``timeout`` bounds each call, in seconds, over all hosts together. ``tls`` turns TLS on, as do
+    the files: ``ca`` holds the authorities to trust instead of the system's, ``cert`` and ``key``
+    are the client's own, all PEM.
+    """
+
+    timeout: float = 5.0
+    tls: bool = False
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+    @property
+    def wants_tls(self) -> bool:
+        return self.tls or bool(self.ca or self.cert or self.key)
+
+
+def load_tls(options: ServerOptions, name: str) -> ssl.SSLContext | None:
+    """What to speak TLS with; None when the options do not ask for it. It reads files.
+
+    ``name`` is what errors begin with: where the URL came from, and the backend.
+
+    Raises:
+        ConfigError: a file cannot be used; the text names the option.
+    """
+    if not options.wants_tls:
+        return None
+    if bool(options.cert) != bool(options.key):
+        given, missing = ("cert", "key") if options.cert else ("key", "cert")
+        raise ConfigError(f"{name}: option {given!r} needs option {missing!r} beside it")
+    for option in ("ca", "cert", "key"):
+        read_file(option, getattr(options, option), name)
+    try:
+        context = ssl.create_default_context(cafile=options.ca or None)
+    except ssl.SSLError as exc:
+        raise ConfigError(f"{name}: option 'ca': no certificates in PEM: {exc}") from exc
+    try:
+        if options.cert:
+            context.load_cert_chain(options.cert, options.key, password=_no_passphrase)
+    except (ssl.SSLError, ValueError) as exc:
+        text = f"{name}: options 'cert' and 'key': not a certificate and its key in PEM"
+        raise ConfigError(f"{text}: {exc}") from exc
+    return context
+
+
+def read_file(option: str, path: str, name: str) -> bytes | None:
+    """What the file of an option holds; None where the option is empty.
+
+    Raises:
+        ConfigError: it cannot be read; the text names the option, after ``name``.
+    """
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as exc:
+        text = f"{name}: option {option!r}: cannot read {path}: {exc.strerror}"
+        raise ConfigError(text) from exc
+
+
+def tls_fault(error: BaseException | None) -> str:
+    """What of TLS is wrong when a connection failed so, and what to do; empty when it is not TLS.
+
+    Also of an error that an SSLError is the cause of.
+    """
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        advice = _ADVICE.get(error.verify_code, "name its authority with ca=")
+        return f"the server's certificate is not trusted: {error.verify_message}; {advice}"
+    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
+        return PLAIN
+    return f"the server refuses our TLS: {error.reason}; name a client certificate with cert= key="
+
+
+def split_host(host: str, port: int) -> tuple[str, int]:
+    """Host and port of a URL's host; ``port`` where it has none.
+
+    >>> split_host("[::1]:2379", 1)
+    ('[::1]', 2379)
+    """
+    name, colon, digits = host.rpartition(":")
+    if colon and digits.isdigit() and (":" not in name or name.endswith("]")):
+        return name, int(digits)
+    return host, port
+
+
+def _no_passphrase() -> str:
+    raise ValueError("the key is encrypted; give it without a passphrase")
