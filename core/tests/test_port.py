@@ -221,6 +221,17 @@ async def test_each_connection_gets_its_protocol(protocol: str) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("protocol", sorted(FIRST))
+async def test_order_of_the_transports_does_not_matter(protocol: str) -> None:
+    async with (
+        port(Acting(), kinds=tuple(reversed(ALL))) as listener,
+        opened(listener.address) as peer,
+    ):
+        await peer.send(FIRST[protocol][0])
+        await converse(peer, protocol)
+
+
+@pytest.mark.asyncio
 async def test_protocols_share_the_port_at_once() -> None:
     async with port(Acting()) as listener, asyncio.TaskGroup() as tasks:
 

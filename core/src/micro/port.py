@@ -32,6 +32,8 @@ class SocketTransport(Transport):
 
     #: Its name in the negotiation of TLS (ALPN); "" takes clients that negotiate none.
     alpn: ClassVar[str] = ""
+    #: Whether it takes what nobody knows, to say what is wrong: it is asked after all others.
+    takes_the_rest: ClassVar[bool] = False
 
     @abstractmethod
     def claims(self, head: bytes) -> bool | None:
@@ -99,6 +101,8 @@ async def open_port(
 ) -> Listener:
     """One port for all of ``transports``; the first that claims a connection gets it.
 
+    Those that take the rest are asked last, in whatever order they are given.
+
     A client speaks first; one whose protocol is not known after ``limits.head_timeout`` is closed.
     Under TLS the negotiated protocol decides (ALPN), where there is one.
 
@@ -121,7 +125,7 @@ class _Port(Listener):
         self, transports: Sequence[SocketTransport], handler: Handler, limits: Limits
     ) -> None:
         self.address: str = ""
-        self.transports = transports
+        self.transports = sorted(transports, key=lambda one: one.takes_the_rest)
         self.handler = handler
         self.limits = limits
         self._sessions: set[Session] = set()

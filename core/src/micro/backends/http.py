@@ -37,6 +37,7 @@ class HTTPTransport(SocketTransport):
 
     schemes: ClassVar[tuple[str, ...]] = ("http",)
     alpn: ClassVar[str] = "http/1.1"
+    takes_the_rest: ClassVar[bool] = True
     Options: ClassVar[type[msgspec.Struct]] = HTTPOptions
     features: TransportFeatures = TransportFeatures(name="http")
     _options: HTTPOptions | None = None
