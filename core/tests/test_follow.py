@@ -219,6 +219,17 @@ async def test_whatever_a_backend_raises_the_view_goes_on() -> None:
         await eventually(lambda: view.nodes == (A, B))
 
 
+@pytest.mark.asyncio
+async def test_however_often_it_has_failed_the_view_goes_on() -> None:
+    registry = ScriptedRegistry()
+    registry.say(snapshot(A))
+    async with viewing(registry) as view:
+        await view.entered()
+        view._failures = 10_000  # those of an outage of hours
+        registry.say(Unavailable("cut"), create(B))
+        await eventually(lambda: view.nodes == (A, B))
+
+
 # What a registry may say after an outage although all nodes live: their leases ended before they
 # could renew them, or its data are lost.
 EMPTY = pytest.mark.parametrize(
@@ -269,6 +280,20 @@ async def test_outages_in_a_row_do_not_put_off_what_is_believed() -> None:
             registry.say(Gap("lost"), snapshot())
             await eventually(registry.steps.empty)
             assert time.monotonic() - began < 5
+
+
+@pytest.mark.asyncio
+async def test_outage_soon_after_another_is_doubted_as_long_as_any() -> None:
+    registry = ScriptedRegistry()
+    registry.say(snapshot(A))
+    async with viewing(registry, ttl=0.6) as view, view.watch() as watch:
+        registry.say(Unavailable("cut"), None)
+        began = time.monotonic()
+        await eventually(lambda: time.monotonic() - began > 0.4)
+        registry.say(Gap("lost"), snapshot())
+        again = time.monotonic()
+        assert await anext(watch) == delete(A)
+        assert time.monotonic() - again >= 0.6
 
 
 @pytest.mark.asyncio

@@ -15,8 +15,10 @@ from micro.registry import Change, Node, Registry, Snapshot
 _log = logging.getLogger("micro.follow")
 
 _Key = tuple[str, str]
+#: Seconds between two attempts; all is right again two seconds after an outage.
 _FIRST_DELAY = 0.05
-_LAST_DELAY = 2.0
+_LAST_DELAY = 1.5
+_DOUBLED = 5
 
 
 class View:
@@ -94,7 +96,7 @@ class View:
                 self._failed(exc)
             except Exception as exc:  # whatever a backend does, the view goes on with what it has
                 self._failed(exc)
-            delay = min(_LAST_DELAY, _FIRST_DELAY * 2**self._failures)
+            delay = min(_LAST_DELAY, _FIRST_DELAY * 2 ** min(self._failures, _DOUBLED))
             self._failures += 1
             await asyncio.sleep(uniform(0, delay))
 
@@ -120,12 +122,13 @@ class View:
     def _proven(self) -> None:
         if self._ready and not self._live:
             _log.info("registry: watch of %s is live again", self._service or "all services")
-            self._mistrust()
         self._live = self._ready = True
         self.error = None
         self._settled.set()
 
     def _take(self, item: Snapshot | Change | None) -> None:
+        if self._ready and not self._live:
+            self._mistrust()
         if isinstance(item, Change):
             self._consider([item])
         elif item is not None:
