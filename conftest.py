@@ -47,9 +47,27 @@ def nats_binary() -> Path:
 
 
 @pytest.fixture(scope="session")
+def oldnats_binary() -> Path:
+    """The program nats-server, of before 2.11."""
+    return available("oldnats", partial(_obtain, "oldnats"))
+
+
+@pytest.fixture(scope="session")
 def gomicro_binary() -> Path:
-    """A program that is a service of Go Micro, or a client of one."""
+    """A program that is a service of Go Micro, and a client of others."""
     return available("gomicro", partial(_obtain, "gomicro"))
+
+
+@pytest.fixture(scope="session")
+def gomicro3_binary() -> Path:
+    """The same, of Go Micro 3."""
+    return available("gomicro3", partial(_obtain, "gomicro3"))
+
+
+@pytest.fixture(scope="session")
+def gomicro5_binary() -> Path:
+    """The same, of Go Micro 5."""
+    return available("gomicro5", partial(_obtain, "gomicro5"))
 
 
 def _obtain(name: str) -> Path:

@@ -70,10 +70,10 @@ def tests_on(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
-    """What must hold while etcd, links and services fail, in part; --full; --seed N: as it was."""
+    """What must hold while registries, links and services fail, in part; --full; --seed N."""
     install(session, "tests", *go())
-    # More at once than other tests: these mostly wait for faults to be over.
-    parallel = [*PARALLEL, "-n", "6", *OTHERS, "tests/faults"]
+    # More at once than other tests, and with servers of their own: these mostly wait.
+    parallel = [*PARALLEL, "-n", "6", "--dist", "worksteal", *OTHERS, "tests/faults"]
     for arguments in (parallel, ALONE):
         session.run("pytest", *arguments, *session.posargs, success_codes=[0, 5])  # 5: none of them
 
@@ -86,6 +86,14 @@ def conformance(session: nox.Session) -> None:
     suites = [str(path) for folder in folders for path in folder.glob("test_conformance*.py")]
     page = ["--conformance", "docs/conformance.md"]
     session.run("pytest", *PARALLEL, *page, *suites, *session.posargs)
+
+
+@nox.session(default=False)
+def interop(session: nox.Session) -> None:
+    """Run a fleet with Go Micro on every registry, and write what came of it in the docs."""
+    install(session, "tests", *go())
+    page = ["--fleet", "docs/go-micro.md"]
+    session.run("pytest", "-n", "4", *page, "tests/interop/test_fleet.py", *session.posargs)
 
 
 @nox.session(python="3.11", default=False)

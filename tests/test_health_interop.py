@@ -6,12 +6,12 @@ import asyncio
 import json
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_interop import caller, our_service, serving
+from tests.interop.gophers import Gopher
+from tests.interop.ours import caller, new_name, our_service
 
 from micro.testing import eventually
 
@@ -35,8 +35,8 @@ def micro(*words: str) -> dict[str, Any]:
 
 @pytest.mark.asyncio
 async def test_health_and_bench_take_nodes_of_go_as_ours(gomicro_binary: Path) -> None:
-    name = f"fleet-{uuid.uuid4().hex[:8]}"
-    with serving(gomicro_binary, name):
+    name = new_name()
+    with Gopher(gomicro_binary, name):
         async with our_service(name), caller(name) as (_, watch):
             await eventually(lambda: len(watch.nodes) == 2, within=10)
             told = await asyncio.to_thread(micro, "health", name)

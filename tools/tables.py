@@ -23,7 +23,7 @@ PAGES = [
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("plugins/*/README.md")),
 ]
-_BLOCK = re.compile(r"(<!-- table: ([a-z]+)(?: ([a-z]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- table: ([a-z]+)(?: ([a-z-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 _DEFAULTS = {"registry": "mdns", "transport": "http"}
 
 

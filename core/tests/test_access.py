@@ -35,7 +35,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
         ("10.0.0.1", ("10.0.0.1", 2379)),
         ("[::1]", ("[::1]", 2379)),
         ("[::1]:1234", ("[::1]", 1234)),
-        ("::1", ("::1", 2379)),
+        ("::1", ("[::1]", 2379)),
     ],
 )
 def test_a_host_without_a_port_gets_the_one_that_is_usual(

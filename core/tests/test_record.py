@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,7 +96,36 @@ def test_what_is_written_is_read(node: Node) -> None:
     assert decode_node(encode_node(node)) == node
 
 
+@pytest.mark.parametrize("options", [{}, {"indent": 1}, {"sort_keys": True}])
+@pytest.mark.parametrize("name", ["etcd-service", "etcd-broker"])
+def test_record_that_is_written_otherwise_is_the_same_node(
+    name: str, options: dict[str, Any]
+) -> None:
+    record = captured(name)
+    otherwise = json.dumps(json.loads(record), **options).encode()
+    assert otherwise != record
+    assert decode_node(otherwise) == decode_node(record)
+
+
+def test_record_may_have_names_that_we_do_not_know_and_lack_those_that_may_be_left_out() -> None:
+    node = decode_node(captured("etcd-service"))
+    assert decode_node(changed(later={"a": 1})) == node
+    said = json.loads(captured("etcd-service"))
+    del said["metadata"], said["endpoints"]
+    assert decode_node(json.dumps(said).encode()) == msgspec.structs.replace(node, endpoints=())
+
+
 # -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ['"name":"helloworld"', '"zone":"eu"', '"id":"helloworld-demo1"', '"type":"HelloReq"']
+)
+def test_record_with_a_name_twice_is_refused_wherever_it_stands(name: str) -> None:
+    record = captured("etcd-service")
+    assert decode_node(record).metadata["zone"] == "eu"
+    with pytest.raises(micro.DecodeError, match="twice"):
+        decode_node(record.replace(name.encode(), f"{name},{name}".encode(), 1))
 
 
 def test_node_that_cannot_be_registered_has_no_record() -> None:

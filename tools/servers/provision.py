@@ -143,11 +143,15 @@ def digest(folder: Path, *how: str) -> str:
     return whole.hexdigest()[:16]
 
 
+NATS = "github.com/nats-io/nats-server/v2"
 RECIPES: dict[str, Callable[[], Path]] = {
     "consul": partial(build_go, HERE / "consul", ".", "consul"),
     "etcd": partial(build_go, HERE / "etcd", "go.etcd.io/etcd/server/v3", "etcd"),
-    "gomicro": partial(build_go, ROOT / "tests/interop", ".", "gomicro"),
-    "nats": partial(build_go, HERE / "nats", "github.com/nats-io/nats-server/v2", "nats-server"),
+    "gomicro": partial(build_go, ROOT / "tests/interop/v4", ".", "gomicro"),
+    "gomicro3": partial(build_go, ROOT / "tests/interop/v3", ".", "gomicro3"),
+    "gomicro5": partial(build_go, ROOT / "tests/interop/v5", ".", "gomicro5"),
+    "nats": partial(build_go, HERE / "nats", NATS, "nats-server"),
+    "oldnats": partial(build_go, HERE / "oldnats", NATS, "nats-server"),
 }
 
 

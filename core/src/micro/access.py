@@ -14,6 +14,9 @@ PLAIN = "the server does not speak TLS; leave tls, ca, cert and key away"
 #: What a server with TLS is, to who does not.
 SPOKEN = "the server speaks TLS; add ?tls=true, and ca=FILE when its authority is your own"
 
+#: What helps where the server wants to know who we are.
+CERTIFICATE = "name a client certificate with cert= key="
+
 #: What helps by OpenSSL's X509_V_ERR_..., where no authority does.
 _ADVICE = {
     9: "the clocks of the hosts differ",
@@ -90,28 +93,29 @@ def tls_fault(error: BaseException | None) -> str:
 
     Also of an error that an SSLError is the cause of.
     """
-    while error is not None and not isinstance(error, ssl.SSLError):
+    # Some libraries have kinds of SSLError of their own, without what OpenSSL says.
+    while not (isinstance(error, ssl.SSLError) and hasattr(error, "reason")):
+        if error is None:
+            return ""
         error = error.__cause__ or error.__context__
-    if error is None:
-        return ""
     if isinstance(error, ssl.SSLCertVerificationError):
         advice = _ADVICE.get(error.verify_code, "name its authority with ca=")
         return f"the server's certificate is not trusted: {error.verify_message}; {advice}"
     if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
         return PLAIN
-    return f"the server refuses our TLS: {error.reason}; name a client certificate with cert= key="
+    return f"the server refuses our TLS: {error.reason}; {CERTIFICATE}"
 
 
 def split_host(host: str, port: int) -> tuple[str, int]:
-    """Host and port of a URL's host; ``port`` where it has none.
+    """Host and port of a URL's host, with ``port`` where it has none, and IPv6 in brackets.
 
-    >>> split_host("[::1]:2379", 1)
+    >>> split_host("::1", 2379)
     ('[::1]', 2379)
     """
     name, colon, digits = host.rpartition(":")
     if colon and digits.isdigit() and (":" not in name or name.endswith("]")):
         return name, int(digits)
-    return host, port
+    return f"[{host}]" if ":" in host and not host.endswith("]") else host, port
 
 
 def _no_passphrase() -> str:

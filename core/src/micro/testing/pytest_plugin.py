@@ -76,6 +76,12 @@ def nats_binary() -> Path:
     return available("nats", lambda: program("nats", "nats-server"))
 
 
+@pytest.fixture(scope="session")
+def oldnats_binary() -> Path:
+    """The program nats-server of before 2.11: what MICRO_TEST_OLDNATS_BIN names."""
+    return available("oldnats", lambda: program("oldnats", "nats-server-2.10"))
+
+
 @pytest.fixture(scope="module")
 def consul(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

@@ -48,7 +48,8 @@ class RegistrySuite(WatchCases):
     Some tests need more than a URL and are skipped without it: the fixtures ``server``,
     ``bad_credentials_url``, ``garbage``, and with the feature ``history`` also ``compact``. Each
     feature is tested both ways: declared it has to hold, not declared it has to be refused. The
-    attributes ``timeout``, ``silence``, ``seed`` and ``model_...`` may be set otherwise.
+    attributes ``timeout``, ``silence``, ``seed``, ``kept_by_server`` and ``model_...`` may be set
+    otherwise.
     """
 
     #: How many rows of operations are compared with the reference, and how long each is.

@@ -13,6 +13,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -121,7 +122,8 @@ class Server(ABC):
         """End it by SIGTERM, or by SIGKILL when it takes longer than ``stops_within``."""
         if self._process is not None and self.running:
             self._process.terminate()
-            self.resume()
+            with suppress(RuntimeError):  # it may have ended already
+                self.resume()
             try:
                 self._process.wait(self.stops_within)
             except subprocess.TimeoutExpired:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Any, Generic, TypeVar, cast
@@ -48,6 +49,11 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+#: Messages of a stream that wait for who reads it; what is behind them waits at the server.
+_AHEAD = 4
+_FAILURES = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError)
+
+
 class StaleToken(Unavailable):
     """The token is not known any more: ask for another, and again."""
 
@@ -60,6 +66,7 @@ class Channel:
         self.where: str = f"{name}: {self.host}:{self.port}"
         self._name = name
         self._closed = False
+        self._asks: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
         target = f"{self.host}:{self.port}"
         if tls is None:
             self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
@@ -73,12 +80,15 @@ class Channel:
 
     async def unary(self, method: str, answer: type[M], request: Message, metadata: Metadata) -> M:
         """The answer to ``request``."""
-        path = f"/etcdserverpb.{method}"
-        ask: grpc.aio.UnaryUnaryMultiCallable[Message, M] = self._channel.unary_unary(
-            path, _serialized, answer.FromString
-        )
-        with self._errors():
-            return await ask(request, metadata=metadata)
+        ask = self._asks.get(method)
+        if ask is None:
+            path = f"/etcdserverpb.{method}"
+            ask = self._channel.unary_unary(path, _serialized, answer.FromString)
+            self._asks[method] = ask
+        try:
+            return cast("M", await ask(request, metadata=metadata))
+        except _FAILURES as exc:
+            raise self._told(exc) from None
 
     @asynccontextmanager
     async def stream(
@@ -101,17 +111,21 @@ class Channel:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except grpc.aio.AioRpcError as exc:
-            raise self._translated(exc.code(), exc.details() or "") from None
-        except grpc.aio.UsageError as exc:
-            raise Closed(f"{self._name}: {exc}") from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # So gRPC tells of a channel that was closed under a call.
-            kind = Closed if self._closed else Unavailable
-            raise kind(f"{self._name}: closed during the call") from None
+        except _FAILURES as exc:
+            raise self._told(exc) from None
+
+    def _told(self, failure: BaseException) -> BaseException:
+        """What a failure of gRPC is here; our own cancellation stays what it is."""
+        if isinstance(failure, grpc.aio.AioRpcError):
+            return self._translated(failure.code(), failure.details() or "")
+        if isinstance(failure, grpc.aio.UsageError):
+            return Closed(f"{self._name}: {failure}")
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return failure
+        # So gRPC tells of a channel that was closed under a call.
+        kind = Closed if self._closed else Unavailable
+        return kind(f"{self._name}: closed during the call")
 
     def _translated(self, code: grpc.StatusCode, detail: str) -> MicroError:
         if code is grpc.StatusCode.UNAVAILABLE:
@@ -134,7 +148,10 @@ class Stream(Generic[M]):
     ) -> None:
         self._call = call
         self._errors = errors
-        self._reading: asyncio.Task[Any] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._came: deque[Any] = deque()
+        self._woken = asyncio.Event()
+        self._taken = asyncio.Event()
         self._closed = False
 
     async def write(self, message: Message, *, within: float) -> None:
@@ -150,17 +167,23 @@ class Stream(Generic[M]):
             Unavailable: it is over. Closed: it was closed meanwhile.
         """
         if self._reading is None:
-            self._reading = asyncio.create_task(self._next(), name="micro.etcd read")
-        if not (await asyncio.wait([self._reading], timeout=within))[0]:
-            return None
-        reading, self._reading = self._reading, None
+            self._reading = asyncio.create_task(self._read_on(), name="micro.etcd read")
+            self._reading.add_done_callback(lambda _: self._woken.set())
+        while not self._came and not self._reading.done():
+            self._woken.clear()
+            try:
+                async with asyncio.timeout(within):
+                    await self._woken.wait()
+            except TimeoutError:
+                return None
         if self._closed:
             raise Closed("etcd: the stream was closed")
-        with self._errors():
-            message = reading.result()
-        if message is grpc.aio.EOF:
+        if not self._came:
+            with self._errors():
+                self._reading.result()
             raise Unavailable("etcd: the server ended the stream")
-        return cast("M", message)
+        self._taken.set()
+        return cast("M", self._came.popleft())
 
     async def aclose(self) -> None:
         """End it, and who reads."""
@@ -170,8 +193,14 @@ class Stream(Generic[M]):
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
-    async def _next(self) -> object:
-        return await self._call.read()
+    async def _read_on(self) -> None:
+        """Read until the end, a little ahead: a task for each message would cost more than it."""
+        while (message := await self._call.read()) is not grpc.aio.EOF:
+            self._came.append(message)
+            self._woken.set()
+            while len(self._came) >= _AHEAD:
+                self._taken.clear()
+                await self._taken.wait()
 
 
 # etcd puts several causes under one code. Source: api/v3rpc/rpctypes/error.go of etcd.

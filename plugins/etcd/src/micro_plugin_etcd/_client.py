@@ -28,6 +28,8 @@ _log = logging.getLogger("micro.etcd")
 
 M = TypeVar("M", bound=Message)
 
+#: What login or rights that have changed meanwhile are told by.
+_REFUSALS = (StaleToken, Unauthenticated, PermissionDenied)
 #: A server without a leader ends the stream, instead of being silent.
 _LEADER = ("hasleader", "true")
 
@@ -129,28 +131,42 @@ class Client:
             async with asyncio.timeout(self._share):
                 yield
         except TimeoutError:
-            raise Unavailable(f"{host.where}: no answer in {self._share:g} s") from None
+            raise self._late(host) from None
+
+    def _late(self, host: Channel) -> Unavailable:
+        return Unavailable(f"{host.where}: no answer in {self._share:g} s")
 
     async def _ask(self, host: Channel, method: str, answer: type[M], request: Message) -> M:
-        async with self._in_time(host):
-            with suppress(StaleToken, Unauthenticated):
+        try:
+            async with asyncio.timeout(self._share):
+                with suppress(StaleToken, Unauthenticated):
+                    return await self._ask_once(host, method, answer, request)
                 return await self._ask_once(host, method, answer, request)
-            return await self._ask_once(host, method, answer, request)
+        except TimeoutError:
+            raise self._late(host) from None
 
     async def _ask_once(self, host: Channel, method: str, answer: type[M], request: Message) -> M:
-        credentials = await self._logged_in(host)
-        with self._unless_refused(credentials):
+        credentials = self._credentials
+        if credentials is None:
+            credentials = await self._logged_in(host)
+        try:
             return await host.unary(method, answer, request, credentials)
+        except _REFUSALS:
+            self._refused(credentials)
+            raise
 
     @contextmanager
     def _unless_refused(self, credentials: Metadata) -> Iterator[None]:
-        """Log in anew for the next call, if these are not taken and nobody has got others since."""
         try:
             yield
-        except (StaleToken, Unauthenticated, PermissionDenied):
-            if self._login is not None and self._credentials is credentials:
-                self._credentials = None
+        except _REFUSALS:
+            self._refused(credentials)
             raise
+
+    def _refused(self, credentials: Metadata) -> None:
+        """Log in anew for the next call, unless somebody has got others since."""
+        if self._login is not None and self._credentials is credentials:
+            self._credentials = None
 
     async def _logged_in(self, host: Channel) -> Metadata:
         """What tells who we are; it is asked for once, however many calls need it."""

@@ -19,7 +19,6 @@ from micro.registry import (
     Registry,
     RegistryFeatures,
     Snapshot,
-    check_node,
     check_service,
     check_ttl,
     in_order,
@@ -105,7 +104,8 @@ class EtcdRegistry(Registry):
             await etcd.revoke(before.id)
 
     async def deregister(self, node: Node) -> None:
-        etcd, key = self._open(), self._key(check_node(node))
+        check_service(node.service)  # the id may be one of Go Micro's, which are longer than ours
+        etcd, key = self._open(), self._key(node)
         await etcd.delete(key)
         held = self._leases.pop(key, None)
         if held is not None:

@@ -1,0 +1,69 @@
+"""What the tests of the plugin share: connected registries, and a way to NATS behind their back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import nats
+import pytest
+from nats.aio.client import Client as NatsClient
+
+from micro.backend import Connections
+from micro.registry import Registry
+from micro.url import URL
+from micro_plugin_nats import NatsKVRegistry, NatsRegistry
+
+
+@pytest.fixture(scope="session")
+def connected() -> Callable[..., AbstractAsyncContextManager[Registry]]:
+    """``async with connected(url) as registry``; a second argument are connections to share."""
+    return _connected
+
+
+@pytest.fixture(scope="session")
+def raw() -> Callable[..., AbstractAsyncContextManager[NatsClient]]:
+    """``async with raw(server.address) as client``, which is nats-py's."""
+    return _raw
+
+
+@pytest.fixture(scope="session")
+def publish() -> Callable[..., Awaitable[None]]:
+    """``await publish(address, {subject: data})``."""
+    return _publish
+
+
+@pytest.fixture
+def kv_url(nats_url: str) -> str:
+    """As ``nats_url``, for nodes in a bucket."""
+    return f"nats-kv{nats_url.removeprefix('nats')}"
+
+
+@asynccontextmanager
+async def _connected(url: str, connections: Connections | None = None) -> AsyncIterator[Registry]:
+    parsed = URL.parse(url, source="--registry")
+    registry = NatsRegistry(parsed) if parsed.scheme == "nats" else NatsKVRegistry(parsed)
+    shared = connections or Connections()
+    try:
+        await registry.connect(shared)
+        yield registry
+    finally:
+        await registry.aclose()
+        if connections is None:
+            await shared.aclose()
+
+
+@asynccontextmanager
+async def _raw(address: str) -> AsyncIterator[NatsClient]:
+    client = await nats.connect(f"nats://{address}")
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def _publish(address: str, messages: Mapping[str, bytes]) -> None:
+    async with _raw(address) as client:
+        for subject, data in messages.items():
+            await client.publish(subject, data)
+        await client.drain()
