@@ -1,4 +1,4 @@
-"""What peers are run with: Pythons, the Go program, wrk."""
+"""What peers are run with: Pythons, the Go program, wrk, servers of registries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 from bench.rows import PEERS, Load, Peer
-from tools.servers.provision import Unobtainable, build_go, cached
+from tools.servers.provision import Unobtainable, build_go, cached, obtain
 
 HERE = Path(__file__).resolve().parent
 #: wrk and the libraries that Debian and Ubuntu do not have by default.
@@ -28,6 +28,8 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
     beside: str | None
     go: str | None
     wrk: str | None
+    #: Names of servers, as tools/servers has them.
+    servers: frozenset[str] = frozenset()
 
     def has(self, load: Load, name: str) -> bool:
         """Whether that peer can take part."""
@@ -36,6 +38,8 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
         peer = PEERS.get(name)
         if peer is None:
             return True
+        if peer.server and peer.server not in self.servers:
+            return False
         return (
             self.go if peer.program == "go" else self.beside if peer.beside else "."
         ) is not None
@@ -54,7 +58,7 @@ def find(beside: str | None) -> Programs:
     """Build and download what is missing; tell on stderr what cannot be had."""
     if beside is None:
         print("no second Python: --beside names one with the same packages", file=sys.stderr)
-    return Programs(beside=beside, go=_go(), wrk=_wrk())
+    return Programs(beside=beside, go=_go(), wrk=_wrk(), servers=_servers())
 
 
 def _go() -> str | None:
@@ -63,6 +67,17 @@ def _go() -> str | None:
     except Unobtainable as exc:
         print(f"without Go's peers: {exc}", file=sys.stderr)
         return None
+
+
+def _servers() -> frozenset[str]:
+    found: set[str] = set()
+    for name in sorted({peer.server for peer in PEERS.values() if peer.server}):
+        try:
+            obtain(name)
+            found.add(name)
+        except Unobtainable as exc:
+            print(f"without registry {name}: {exc}", file=sys.stderr)
+    return frozenset(found)
 
 
 def _wrk() -> str | None:

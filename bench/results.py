@@ -19,7 +19,7 @@ from bench.rows import LOADS, MEASURES, ROWS, Row
 
 _PACKAGES = (
     *("micro-core", "msgspec", "httptools", "uvloop", "grpcio", "protobuf"),
-    *("fastapi", "pydantic", "uvicorn", "aiohttp"),
+    *("fastapi", "pydantic", "uvicorn", "aiohttp", "nats-py"),
 )
 #: What follows the name of a measure, where it is a ratio to the base of its load.
 OVER_BASE = "_over_base"

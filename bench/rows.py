@@ -12,6 +12,8 @@ class Peer(msgspec.Struct, frozen=True):
     options: tuple[str, ...] = ()
     #: On the second Python, where a row is shown beside the goals'.
     beside: bool = False
+    #: The server that it needs, as tools/servers calls it.
+    server: str = ""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +113,29 @@ PEERS = {
     GO_HTTP: Peer("go", ("micro-http",)),
     GO_GRPC: Peer("go", ("micro-grpc",)),
     GO_PLAIN: Peer("go", ("net-http",)),
+}
+
+#: Registries with a server: each plugin, and its raw client, which does the same without checks.
+REGISTRIES = {
+    "etcd": "grpc.aio raw, etcd",
+    "consul": "aiohttp raw, consul",
+    "nats": "nats-py raw, nats",
+    "nats-kv": "nats-py raw, nats-kv",
+}
+_PLUGIN = "micro, {}"
+for scheme, raw in REGISTRIES.items():
+    server = scheme.removesuffix("-kv")
+    PEERS[_PLUGIN.format(scheme)] = Peer("registry", (scheme,), server=server)
+    PEERS[raw] = Peer(f"raw_{scheme.replace('-', '_')}", (scheme,), server=server)
+
+#: What a registry is asked to do, by the kind of its load.
+_ASKED = {
+    "beat": ("heartbeats", "16 callers keep a node each."),
+    "get": ("reads", "16 callers read the 3 nodes of a service."),
+    "follow": (
+        "changes that are seen",
+        "16 callers change a node each, by the raw client, and wait until a follower was told.",
+    ),
 }
 
 #: What `import` runs, by the names of its rows.
@@ -242,6 +267,17 @@ LOADS = {
     ),
 }
 
+for scheme, raw in REGISTRIES.items():
+    for kind, (title, about) in _ASKED.items():
+        LOADS[f"{scheme}-{kind}"] = Load(
+            title=f"Registry {scheme}: {title}",
+            about=about,
+            kind=kind,
+            callers=16,
+            peers=(_PLUGIN.format(scheme), raw),
+            base=raw,
+        )
+
 _ALL = "native, everything on, 64 callers"
 
 ROWS = (
@@ -291,4 +327,11 @@ ROWS = (
         peer="10,000 nodes", base="3 nodes", goal=1.2, floor=1.5, gates=True),
     Row(what="calls to a stopped server: p99.9 of how late they end, ms", load="late",
         measure="p999_ms", peer=EVERYTHING, base=None, goal=50, floor=50),
+    *(
+        Row(what=f"registry {scheme}, {title}: calls/s over its raw client",
+            load=f"{scheme}-{kind}", measure="calls_per_s", peer=_PLUGIN.format(scheme),
+            base=raw, goal=0.9, floor=0.8)
+        for scheme, raw in REGISTRIES.items()
+        for kind, (title, _) in _ASKED.items()
+    ),
 )  # fmt: skip

@@ -18,7 +18,7 @@ import pytest
 from tools import tables
 
 import micro
-from micro.cli import _health, _report
+from micro.cli import _health, _report, _services, _upkeep
 from micro.installed import GROUPS
 from micro.settings import SETTINGS
 
@@ -107,6 +107,13 @@ def test_bench_page_has_every_field_and_every_problem() -> None:
     ):
         assert inner[name] == set(shape.__struct_fields__)
     assert all(f"`{name}`" in page for name in _health.Answer.__struct_fields__)
+
+
+def test_page_on_registering_has_every_event() -> None:
+    page = (ROOT / "docs" / "register.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*) \| [^|]* \|$", page, re.MULTILINE)
+    named = {name for first in rows for name in re.findall(r"`(\w+)`", first)}
+    assert named >= {*_services.EVENTS, *_upkeep.EVENTS}
 
 
 # -- the page on plugins ---------------------------------------------------------------------------

@@ -5,15 +5,18 @@ from __future__ import annotations
 import gc
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.faults.backends import BACKENDS, Backend
 from tests.faults.calls import Served, Stage
 from tests.faults.fleet import Fleet
-from tests.faults.observers import Journal, WatchedRegistry
+from tests.faults.observers import Journal, Observed
 from tests.faults.survivors import Survivors
+
+from micro.registry import Registry
 
 SEED = pytest.StashKey[int]()
 #: The name of the property by which a test tells the end of the run what came of it.
@@ -24,6 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--full", action="store_true", help="all faults, instead of some of each kind")
     group.addoption("--seed", type=int, help="what all chance follows from, to repeat a run")
+    group.addoption(
+        "--seeds", type=int, help="runs of churn on a real server; 40 times as many on memory"
+    )
+    group.addoption("--kills", type=int, help="how often each server of a registry is killed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,6 +79,24 @@ def full(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--full", default=False))
 
 
+@pytest.fixture(scope="session")
+def kills(request: pytest.FixtureRequest, full: bool) -> int:
+    """How often a server is killed."""
+    return request.config.getoption("--kills", default=None) or (20 if full else 2)
+
+
+@pytest.fixture(scope="session")
+def memory_seeds(full: bool, seeds: int) -> int:
+    """Runs of churn on memory, of which each takes a quarter of a second."""
+    return 40 * seeds if full or seeds > 1 else 8
+
+
+@pytest.fixture(scope="session")
+def seeds(request: pytest.FixtureRequest, full: bool) -> int:
+    """Runs of churn on a real server."""
+    return request.config.getoption("--seeds", default=None) or (5 if full else 1)
+
+
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
     """A test's own, so that it does the same alone as among others."""
@@ -116,20 +141,27 @@ def stage(
 
 
 @pytest.fixture
-def registry() -> type[WatchedRegistry]:
+def backend() -> Backend:
+    """The registry that a fleet uses, where the test names no other."""
+    return BACKENDS["etcd"]
+
+
+@pytest.fixture
+def observed() -> Callable[[Registry, Journal], Observed]:
     """What the fleet's own parts use; its processes use the plugin itself."""
-    return WatchedRegistry
+    return Observed
 
 
 @pytest.fixture
 def fleet(
     request: pytest.FixtureRequest,
-    etcd_binary: Path,
+    backend: Backend,
     tmp_path: Path,
-    registry: type[WatchedRegistry],
+    observed: Callable[[Registry, Journal], Observed],
 ) -> Iterator[Fleet]:
     """One that the test has to enter."""
-    fleet = Fleet(etcd_binary, tmp_path, request.config.stash[SEED], registry)
+    server = backend.made(request, tmp_path / backend.program)
+    fleet = Fleet(backend, server, tmp_path, request.config.stash[SEED], observed)
     yield fleet
     if fleet.figures:
         request.node.user_properties.append((FIGURES, fleet.figures))

@@ -1,4 +1,4 @@
-"""What is done to an etcd, and to the links to it."""
+"""What is done to the server of a registry, and to the links to it."""
 
 from __future__ import annotations
 
@@ -11,83 +11,82 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.request import Request, urlopen
 
-from micro.testing import FaultProxy
-from micro.testing.servers import EtcdServer
+from micro.testing import FaultProxy, Server
 
-Where = Literal["etcd", "nodes", "callers"]
+Where = Literal["server", "nodes", "callers"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault for so many seconds: of etcd itself, or of the link of the nodes or the callers.
+    """One fault for so many seconds: of the server itself, or of the link of nodes or of callers.
 
-    It is over when ``befall`` returns; what it did to etcd is over then, too: etcd answers.
+    It is over when ``befall`` returns; what it did to the server is over then, too: it answers.
     """
 
     kind: str
     seconds: float
-    where: Where = "etcd"
+    where: Where = "server"
 
     def __str__(self) -> str:
         return f"{self.where}: {self.kind}, {self.seconds:.2f} s"
 
-    async def befall(self, etcd: EtcdServer, links: dict[Where, FaultProxy]) -> None:
-        if self.where == "etcd":
-            await OF_ETCD[self.kind](etcd, self.seconds)
+    async def befall(self, server: Server, links: dict[Where, FaultProxy]) -> None:
+        if self.where == "server":
+            await OF_SERVER[self.kind](server, self.seconds)
         else:
             await OF_LINK[self.kind](links[self.where], self.seconds)
 
 
-# -- of etcd itself -------------------------------------------------------------------------------
+# -- of the server itself -------------------------------------------------------------------------
 
 
-async def kill(etcd: EtcdServer, seconds: float) -> None:
-    await asyncio.to_thread(etcd.kill)
+async def kill(server: Server, seconds: float) -> None:
+    await asyncio.to_thread(server.kill)
     await asyncio.sleep(seconds)
-    await asyncio.to_thread(etcd.start)
+    await asyncio.to_thread(server.start)
 
 
-async def lose_data(etcd: EtcdServer, seconds: float) -> None:
-    await asyncio.to_thread(etcd.kill)
+async def lose_data(server: Server, seconds: float) -> None:
+    await asyncio.to_thread(server.kill)
     await asyncio.sleep(seconds)
-    await asyncio.to_thread(etcd.restart, keep_data=False)
+    await asyncio.to_thread(server.restart, keep_data=False)
 
 
-async def go_back(etcd: EtcdServer, seconds: float) -> None:
+async def go_back(server: Server, seconds: float) -> None:
     """Return with the data of before, as from a backup: with less than was seen of it."""
-    data = etcd.log.with_name("data")
+    data = server.log.with_name("data")
     backup = data.with_name("backup")
-    await asyncio.to_thread(etcd.kill)
+    await asyncio.to_thread(server.kill)
     await asyncio.to_thread(shutil.copytree, data, backup)
-    await asyncio.to_thread(etcd.start)
+    await asyncio.to_thread(server.start)
     await asyncio.sleep(seconds)
-    await asyncio.to_thread(etcd.kill)
+    await asyncio.to_thread(server.kill)
     await asyncio.to_thread(shutil.rmtree, data)
     backup.rename(data)
-    await asyncio.to_thread(etcd.start)
+    await asyncio.to_thread(server.start)
 
 
-async def pause(etcd: EtcdServer, seconds: float) -> None:
-    await asyncio.to_thread(etcd.pause)
+async def pause(server: Server, seconds: float) -> None:
+    await asyncio.to_thread(server.pause)
     await asyncio.sleep(seconds)
-    etcd.resume()
+    await asyncio.to_thread(server.start)
 
 
-async def compact(etcd: EtcdServer, seconds: float) -> None:
-    """Forget all history; ``seconds`` after the beginning, so that there is some."""
+async def compact(server: Server, seconds: float) -> None:
+    """Have an etcd forget all history; ``seconds`` after the beginning, so that there is some."""
     await asyncio.sleep(seconds)
-    await asyncio.to_thread(_compact, etcd)
+    await asyncio.to_thread(_compact, server)
 
 
-def _compact(etcd: EtcdServer) -> None:
+def _compact(server: Server) -> None:
     none = base64.b64encode(b"none").decode()
-    revision = _ask(etcd, "kv/range", key=none)["header"]["revision"]
-    _ask(etcd, "kv/compaction", revision=revision, physical=True)
+    revision = _ask(server, "kv/range", key=none)["header"]["revision"]
+    _ask(server, "kv/compaction", revision=revision, physical=True)
 
 
-def _ask(etcd: EtcdServer, method: str, **said: object) -> Any:
+def _ask(server: Server, method: str, **said: object) -> Any:
     """By etcd's gateway for JSON: another way than the one that is tested."""
-    url = f"http://{etcd.address}/v3/{method}"
+    url = f"http://{server.address}/v3/{method}"
     with urlopen(Request(url, json.dumps(said).encode(), method="POST"), timeout=5) as answer:
         return json.load(answer)
 
@@ -96,7 +95,7 @@ def _ask(etcd: EtcdServer, method: str, **said: object) -> Any:
 
 
 async def refuse(link: FaultProxy, seconds: float) -> None:
-    """As if etcd were dead: connections are reset, and nobody listens."""
+    """As if the server were dead: connections are reset, and nobody listens."""
     link.refuse()
     link.cut()
     await asyncio.sleep(seconds)
@@ -130,7 +129,7 @@ async def slices(link: FaultProxy, seconds: float) -> None:
     link.heal()
 
 
-OF_ETCD: dict[str, Callable[[EtcdServer, float], Awaitable[None]]] = {
+OF_SERVER: dict[str, Callable[[Server, float], Awaitable[None]]] = {
     "kill": kill,
     "lose data": lose_data,
     "go back": go_back,

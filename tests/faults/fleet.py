@@ -1,4 +1,4 @@
-"""A fleet that works on while its etcd fails, and what must hold of it all the time."""
+"""A fleet that works on while its registry fails, and what must hold of it all the time."""
 
 from __future__ import annotations
 
@@ -6,49 +6,49 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
 
+from tests.faults.backends import SLACK, Backend
 from tests.faults.faults import Fault, Where
 from tests.faults.nodes import Helloworld, Member, Process
-from tests.faults.observers import Callers, Follower, Journal, Key, WatchedRegistry, by_key
+from tests.faults.observers import Callers, Follower, Journal, Key, Observed, by_key
 
 import micro
 from micro.backend import Connections
 from micro.client import Client
 from micro.errors import ServiceNotFound, Unavailable
-from micro.registry import Node
-from micro.testing import FaultProxy, eventually, serving
-from micro.testing.servers import EtcdServer
-from micro.url import URL
-from micro_plugin_etcd import EtcdRegistry
+from micro.registry import Node, Registry
+from micro.testing import FaultProxy, Server, eventually, serving
 
-#: Seconds that etcd keeps a silent node.
-TTL = 4.0
-#: As TTL, of guests: one that stops while etcd is down is there for so long after its return.
-GUEST_TTL = 2.0
-#: Seconds after an outage in which all has to be right again, and what a busy machine may add.
+#: Seconds after an outage in which all has to be right again.
 RETURN = 5.0
-SLACK = 2.0
 #: The least calls a second, before an outage and in it: with fewer, that none failed says nothing.
 RATE = 100
 
 
 class Fleet:
-    """An etcd; three nodes of helloworld on it, two of them processes; callers; watches; a guest.
+    """A server; three nodes of helloworld on it, two of them processes; callers; watches; a guest.
 
-    The nodes and the callers each have a link of their own to etcd, a fault proxy. ``through``
-    is one outage: one guest leaves in it and another comes, and all is checked. A failure has a
-    note that says what happened.
+    The nodes and the callers each have a link of their own to the server, a fault proxy.
+    ``through`` is one outage: one guest leaves in it and another comes, and all is checked. A
+    failure has a note that says what happened. Nodes live for the backend's ``ttl``, guests for its
+    ``guest_ttl``: so long one that stops in an outage is there after it.
     """
 
     def __init__(
-        self, binary: Path, folder: Path, seed: int, registry: type[WatchedRegistry]
+        self,
+        backend: Backend,
+        server: Server,
+        folder: Path,
+        seed: int,
+        observed: Callable[[Registry, Journal], Observed],
     ) -> None:
         self.journal = Journal(f"repeat it by: --seed {seed}")
-        self.etcd = EtcdServer(binary, folder / "etcd")
+        self.backend = backend
+        self.server = server
         self.processes: list[Process] = []
         #: What came of it, once all has held to the end.
         self.figures = ""
@@ -56,7 +56,7 @@ class Fleet:
         self._slowest = 0.0
         self._folder = folder
         self._seed = seed
-        self._kind = registry
+        self._observed = observed
         self._stack = AsyncExitStack()
         self._links: dict[Where, FaultProxy] = {}
         self._members: list[Member] = []
@@ -80,10 +80,10 @@ class Fleet:
     async def _start(self) -> None:
         logging.getLogger().addHandler(self.journal)
         self._stack.callback(logging.getLogger().removeHandler, self.journal)
-        self._stack.callback(self.etcd.kill)
-        await asyncio.to_thread(self.etcd.start)
+        self._stack.callback(self.server.kill)
+        await asyncio.to_thread(self.server.start)
         for where in ("nodes", "callers"):
-            link = FaultProxy(self.etcd.address, seed=self._seed)
+            link = FaultProxy(self.server.address, seed=self._seed)
             self._links[where] = await self._stack.enter_async_context(link)
         await self._start_nodes()
         await eventually(self._are_registered, within=20)
@@ -93,10 +93,13 @@ class Fleet:
         self._stack.push_async_callback(self._stop_nodes)
         for number in (1, 2):
             process = Process.start(
-                f"node-{number}", self._folder, registry=self._url("nodes"), ttl=TTL
+                f"node-{number}",
+                self._folder,
+                registry=self.backend.url(self._links["nodes"].address),
+                ttl=self.backend.ttl,
             )
             self.processes.append(process)
-        self._members.append(Member(self._service("helloworld", "node-3", TTL)))
+        self._members.append(Member(self._service("helloworld", "node-3", self.backend.ttl)))
         self._expected = {("helloworld", f"node-{number}") for number in (1, 2, 3)}
         self._change_guests()
 
@@ -110,22 +113,21 @@ class Fleet:
         )
 
     async def _start_callers(self) -> None:
-        app = micro.Service("app", registry=self._registry("callers"), register_ttl=TTL)
+        registry = self._registry("callers")
+        app = micro.Service("app", registry=registry, register_ttl=self.backend.ttl)
         self._client = await self._stack.enter_async_context(serving(app, {}))
         for service in (None, "helloworld", "guest"):
             watch = await self._stack.enter_async_context(self._client.watch(service))
-            follower = Follower(service, watch, self.journal)
+            lasting = service == "helloworld"
+            follower = Follower(service, watch, self.journal, lasting=lasting)
             self._followers.append(follower)
             self._keep_running(follower.run())
         self._callers = Callers(self._client, self.journal)
         self._keep_running(self._callers.run())
         self._keep_running(self._look_on())
 
-    def _url(self, where: Where) -> str:
-        return f"etcd://{self._links[where].address}"
-
-    def _registry(self, where: Where) -> WatchedRegistry:
-        return self._kind(URL.parse(self._url(where)), self.journal)
+    def _registry(self, where: Where) -> Observed:
+        return self._observed(self.backend.registry(self._links[where].address), self.journal)
 
     def _service(self, name: str, id: str, ttl: float) -> micro.Service:
         registry = self._registry("nodes")
@@ -175,7 +177,7 @@ class Fleet:
         self._outages += 1
         self.journal.note(f"outage {self._outages}: {'; '.join(map(str, faults)) or 'none'}")
         self._change_guests()
-        await asyncio.gather(*(fault.befall(self.etcd, self._links) for fault in faults))
+        await asyncio.gather(*(fault.befall(self.server, self._links) for fault in faults))
         self.journal.note("over")
 
     async def _calls_a_second(self, work: Awaitable[None]) -> float:
@@ -205,17 +207,17 @@ class Fleet:
             there = by_key(await self._nodes())
         except Unavailable as exc:
             return repr(exc)
-        if there.keys() != self._expected:
-            return f"registered are {sorted(there)}, not {sorted(self._expected)}"
-        return next((wrong for one in self._followers if (wrong := one.differs(there))), "")
+        if (ours := _ours(there)) != self._expected:
+            return f"registered are {sorted(ours)}, not {sorted(self._expected)}"
+        return next((text for one in self._followers for text in one.differs(there)), "")
 
     async def _are_registered(self) -> bool:
-        return by_key(await self._nodes()).keys() == self._expected
+        return _ours(by_key(await self._nodes())) == self._expected
 
     async def _nodes(self) -> list[Node]:
-        """All that etcd has, by a registry that was not there before, and past the links."""
+        """All that there is, by a registry that was not there before, and past the links."""
         connections = Connections()
-        registry = EtcdRegistry(URL.parse(self.etcd.url))
+        registry = self.backend.registry(self.server.address)
         try:
             await registry.connect(connections)
             there = [await registry.get(service) for service in await registry.services()]
@@ -230,7 +232,7 @@ class Fleet:
         for guest in self._guests:
             guest.leave()
         key = ("guest", f"guest-{len(self._guests) + 1}")
-        self._guests.append(Member(self._service(*key, GUEST_TTL)))
+        self._guests.append(Member(self._service(*key, self.backend.guest_ttl)))
         self._expected = {key, *(other for other in self._expected if other[0] != "guest")}
 
     async def _end(self, exc: BaseException | None) -> None:
@@ -246,9 +248,15 @@ class Fleet:
         if exc is not None:
             exc.add_note(self._report())
         elif self._outages:
-            done = f"{self._outages:3} outages, {self._callers.done:6} calls, 0 failed"
+            name = self.backend.scheme
+            done = f"{name}: {self._outages:3} outages, {self._callers.done:6} calls, 0 failed"
             self.figures = f"{done}, right again within {self._slowest:.2f} s"
 
     def _report(self) -> str:
         logs = [process.log.read_text() for process in self.processes]
         return "\n\n".join([self.journal.text, *(link.log for link in self._links.values()), *logs])
+
+
+def _ours(there: Iterable[Key]) -> set[Key]:
+    """Without those of others: Consul, too, is a node of its own."""
+    return {key for key in there if key[0] in ("helloworld", "guest")}

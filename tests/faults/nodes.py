@@ -21,7 +21,7 @@ class Helloworld:
 
 
 class Member:
-    """A node in this process; started anew while etcd cannot be reached, as a supervisor does."""
+    """A node in this process; as by a supervisor started anew while it cannot be registered."""
 
     def __init__(self, service: micro.Service) -> None:
         self._service = service

@@ -7,13 +7,13 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from typing import ClassVar
 
+from micro.backend import Connections
 from micro.client import Client
 from micro.errors import MicroError, Unavailable
 from micro.follow import Watch
-from micro.registry import Change, Node, Snapshot
-from micro.url import URL
-from micro_plugin_etcd import EtcdRegistry
+from micro.registry import Change, Node, Registry, RegistryFeatures, Snapshot
 
 #: 250 calls a second; so many callers that there are enough where a busy machine is slow to answer.
 CALLERS = 25
@@ -41,6 +41,11 @@ class Journal(logging.Handler):
     def text(self) -> str:
         """A line each, with the seconds since the beginning and ``time.monotonic()``."""
         return "\n".join(self._lines)
+
+    @property
+    def times(self) -> list[str]:
+        """The lines without the time since the beginning, which simulated time does not move."""
+        return [line.partition("(")[2] for line in self._lines]
 
     def note(self, text: str) -> None:
         now = time.monotonic()
@@ -85,62 +90,107 @@ class Callers:
 
 
 class Follower:
-    """One watch, and the fold of all that it tells."""
+    """One watch, and the fold of all that it tells.
 
-    def __init__(self, service: str | None, watch: Watch, journal: Journal) -> None:
-        self._service = service
-        self._name = f"the watch of {service or 'all'}"
-        self._watch = watch
+    With ``lasting`` there are always nodes, whatever becomes of the registry. A ``slow`` one waits
+    for so many seconds after each change.
+    """
+
+    def __init__(
+        self,
+        service: str | None,
+        watch: Watch,
+        journal: Journal,
+        *,
+        lasting: bool = True,
+        slow: float = 0.0,
+    ) -> None:
+        self.service = service
+        self.name = f"the {'slow ' if slow else ''}watch of {service or 'all'}"
+        self.watch = watch
         self._journal = journal
+        self._lasting = lasting
+        self._slow = slow
         self._folded = by_key(watch.nodes)
 
     async def run(self) -> None:
-        async for change in self._watch:
-            key = (change.node.service, change.node.id)
-            self._journal.note(f"{self._name}: {change.kind} {key[1]}")
-            if (key in self._folded) == (change.kind == "create"):
-                self._journal.blame(f"{change.kind} of {key}, after {[*self._folded]} were told")
-            self._folded[key] = change.node
-            if change.kind == "delete":
-                del self._folded[key]
+        async for change in self.watch:
+            self._journal.note(f"{self.name}: {change.kind} {change.node.id}")
+            self.take(change)
             self.look()
-        self._journal.blame(f"{self._name} ended")
+            if self._slow:
+                await asyncio.sleep(self._slow)
+        self._journal.blame(f"{self.name} ended")
+
+    def take(self, change: Change) -> None:
+        key = (change.node.service, change.node.id)
+        if (key in self._folded) == (change.kind == "create"):
+            self._journal.blame(f"{self.name} told {change.kind} of {key} after {[*self._folded]}")
+        self._folded[key] = change.node
+        if change.kind == "delete":
+            del self._folded[key]
 
     def look(self) -> None:
-        """helloworld always has nodes, whatever becomes of etcd; guests come and go."""
-        if self._service == "helloworld" and not self._watch.nodes:
-            self._journal.blame(f"{self._name} is empty")
+        if self._lasting and not self.watch.nodes:
+            self._journal.blame(f"{self.name} is empty")
 
-    def differs(self, there: dict[Key, Node]) -> str:
+    def differs(self, there: dict[Key, Node]) -> list[str]:
         """How the watch differs from what is there; empty if it is live and right."""
-        there = {key: node for key, node in there.items() if self._service in (None, key[0])}
-        if self._watch.state != "live":
-            return f"{self._name} is stale: {self._watch.error!r}"
-        for what, nodes in (("has", by_key(self._watch.nodes)), ("has told", self._folded)):
-            if nodes.keys() != there.keys():
-                return f"{self._name} {what} {sorted(nodes)}, etcd has {sorted(there)}"
-            if nodes != there:
-                return f"{self._name} {what} {nodes}, etcd has {there}"
-        return ""
+        there = {key: node for key, node in there.items() if self.service in (None, key[0])}
+        if self.watch.state != "live":
+            return [f"{self.name} is stale"]
+        return [
+            f"{self.name} {what} {nodes.get(key)}, the registry has {there.get(key)}"
+            for what, nodes in (("has", by_key(self.watch.nodes)), ("has told", self._folded))
+            if nodes != there
+            for key in sorted(nodes.keys() | there.keys())
+            if nodes.get(key) != there.get(key)
+        ]
 
 
-class WatchedRegistry(EtcdRegistry):
+class Observed(Registry):
     """The registry that is tested. How each attempt at following begins and ends is noted."""
 
-    def __init__(self, url: URL, journal: Journal) -> None:
-        super().__init__(url)
+    schemes: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, inside: Registry, journal: Journal) -> None:
+        super().__init__(inside.url)
+        self.features: RegistryFeatures = inside.features
+        self._inside = inside
         self._journal = journal
+
+    async def connect(self, connections: Connections) -> None:
+        await self._inside.connect(connections)
+        self.features = self._inside.features
+
+    async def aclose(self) -> None:
+        await self._inside.aclose()
+
+    async def register(self, node: Node, *, ttl: float) -> None:
+        await self._inside.register(node, ttl=ttl)
+
+    async def deregister(self, node: Node) -> None:
+        await self._inside.deregister(node)
+
+    async def get(self, service: str) -> tuple[Node, ...]:
+        return await self._inside.get(service)
+
+    async def services(self) -> tuple[str, ...]:
+        return await self._inside.services()
 
     async def follow(
         self, service: str | None, mark: object
     ) -> AsyncGenerator[tuple[object, Snapshot | Change | None], None]:
-        what, begun = f"follow {service or 'all'} from {mark}", False
+        what, begun = f"follow {service or 'all'} from {str(mark)[:200]}", False
         try:
-            async with aclosing(super().follow(service, mark)) as items:
+            async with aclosing(self._inside.follow(service, mark)) as items:
                 async for at, item in items:
                     if not begun:
-                        ids = [node.id for node in item.nodes] if isinstance(item, Snapshot) else ""
-                        self._journal.note(f"{what}: {at} {ids}")
+                        shown = ""
+                        if isinstance(item, Snapshot):
+                            ids = [node.id for node in item.nodes]
+                            shown = str(ids if len(ids) < 10 else f"{len(ids)} nodes")
+                        self._journal.note(f"{what}: {str(at)[:200]} {shown}")
                     begun = True
                     yield at, item
         except MicroError as exc:

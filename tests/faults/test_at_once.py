@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from random import Random
 
 import pytest
-from tests.faults.faults import OF_ETCD, OF_LINK, Fault
+from tests.faults.faults import OF_LINK, OF_SERVER, Fault
 from tests.faults.fleet import Fleet
 
 others = [pytest.param(number, marks=pytest.mark.full) for number in range(2, 6)]
@@ -24,9 +24,9 @@ async def test_several_faults_at_once(
 
 
 def some(chance: Random) -> Iterator[Fault]:
-    """Two or three: of etcd, of the links of nodes, of the links of callers."""
+    """Two or three: of the server, of the links of nodes, of the links of callers."""
     possible = [
-        Fault(chance.choice([*OF_ETCD]), chance.uniform(0.1, 3)),
+        Fault(chance.choice([*OF_SERVER]), chance.uniform(0.1, 3)),
         Fault(chance.choice([*OF_LINK]), chance.uniform(0.1, 2), "nodes"),
         Fault(chance.choice([*OF_LINK]), chance.uniform(0.1, 5), "callers"),
     ]

@@ -11,7 +11,7 @@ import pytest
 from tests.faults import fleet as engine
 from tests.faults.faults import Fault
 from tests.faults.fleet import Fleet
-from tests.faults.observers import WatchedRegistry
+from tests.faults.observers import Observed
 
 from micro import _targets
 from micro.errors import Gap, ServiceNotFound, Unavailable
@@ -23,7 +23,7 @@ GAP = [Fault("compact", 1.5), Fault("refuse", 2, "callers")]
 Items = AsyncGenerator[tuple[object, Snapshot | Change | None], None]
 
 
-class GivesUp(WatchedRegistry):
+class GivesUp(Observed):
     """A heartbeat that failed is the last one."""
 
     failed = False
@@ -36,7 +36,7 @@ class GivesUp(WatchedRegistry):
             self.failed = True
 
 
-class TellsNothing(WatchedRegistry):
+class TellsNothing(Observed):
     """An outage is an empty answer."""
 
     async def get(self, service: str) -> tuple[Node, ...]:
@@ -55,7 +55,7 @@ class TellsNothing(WatchedRegistry):
             raise
 
 
-class GoesOnAfterAGap(WatchedRegistry):
+class GoesOnAfterAGap(Observed):
     """What was missed stays so."""
 
     async def follow(self, service: str | None, mark: object) -> Items:
@@ -69,7 +69,7 @@ class GoesOnAfterAGap(WatchedRegistry):
                     yield at, None if isinstance(item, Snapshot) else item
 
 
-class HangsAfterAnOutage(WatchedRegistry):
+class HangsAfterAnOutage(Observed):
     """A watch that broke is never live again."""
 
     async def follow(self, service: str | None, mark: object) -> Items:
@@ -82,11 +82,11 @@ class HangsAfterAnOutage(WatchedRegistry):
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    ("registry", "faults", "found"),
+    ("observed", "faults", "found"),
     [
         pytest.param(GivesUp, [Fault("lose data", 2)], "registered are", id="gives up"),
         pytest.param(TellsNothing, [Fault("kill", 1)], "is empty", id="tells nothing"),
-        pytest.param(GoesOnAfterAGap, GAP, "etcd has", id="goes on after a gap"),
+        pytest.param(GoesOnAfterAGap, GAP, "the registry has", id="goes on after a gap"),
         pytest.param(HangsAfterAnOutage, [Fault("kill", 1)], "is stale", id="hangs"),
     ],
 )
@@ -98,7 +98,7 @@ async def test_finds_a_registry_that(
     with pytest.raises(AssertionError, match=found) as caught:
         await live_through(fleet, fleet.through(*faults))
 
-    assert "outage 1: etcd: " in caught.value.__notes__[0]
+    assert "outage 1: server: " in caught.value.__notes__[0]
 
 
 @pytest.mark.asyncio

@@ -5,21 +5,24 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+from tests.faults.backends import BACKENDS
 from tests.faults.faults import Fault
-from tests.faults.fleet import TTL, Fleet
+from tests.faults.fleet import Fleet
+
+TTL = BACKENDS["etcd"].ttl
 
 
 @pytest.mark.asyncio
 async def test_etcd_pauses(fleet: Fleet, chance: Random, full: bool) -> None:
     async with fleet:
         for _ in range(3 if full else 1):
-            await fleet.through(Fault("pause", chance.uniform(0.1, TTL - 1)))
+            await fleet.through(Fault("pause", chance.uniform(0.1, TTL - 1.5)))
 
 
 @pytest.mark.asyncio
 async def test_etcd_ends_all_leases_before_the_nodes_can_reach_it(fleet: Fleet) -> None:
     async with fleet:
-        await fleet.through(Fault("pause", TTL + 1), Fault("refuse", TTL + 2, "nodes"))
+        await fleet.through(Fault("pause", TTL + 2), Fault("refuse", TTL + 3, "nodes"))
 
 
 @pytest.mark.full

@@ -49,6 +49,14 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
         found = _SPIFFE.fullmatch(self.uris[0]) if self.uris else None
         return found[1] if found else ""
 
+    @property
+    def service(self) -> str:
+        """The service that it is of, or the first of several; "" where there is none."""
+        if not self.uris:
+            return self.names[0] if self.names else ""
+        found = _SERVICE.fullmatch(self.uris[0])
+        return found[2] if found else ""
+
     def fault(self) -> str:
         """Why nobody may show it, as the end of a sentence about it; "" if there is nothing."""
         if self.is_ca:

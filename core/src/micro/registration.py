@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 
 from micro.errors import ConfigError
 from micro.registry import Node, Registry
@@ -17,9 +18,20 @@ _FAREWELL = 2.0
 
 
 class Registration:
-    """Keeps a node registered: the first time, at each interval, and sooner after an error."""
+    """Keeps a node registered: the first time, at each interval, and sooner after an error.
 
-    def __init__(self, registry: Registry, node: Node, ttl: float, interval: float) -> None:
+    ``tell`` hears why heartbeats begin to fail, and None when one succeeds again.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        node: Node,
+        ttl: float,
+        interval: float,
+        *,
+        tell: Callable[[Exception | None], None] | None = None,
+    ) -> None:
         if ttl < registry.features.min_ttl:
             raise ConfigError(
                 f"register_ttl {ttl:g} s is below the least that {registry.url.scheme} keeps, "
@@ -29,6 +41,7 @@ class Registration:
         self._node = node
         self._ttl = ttl
         self._interval = interval
+        self._tell = tell
         self._task: asyncio.Task[None] | None = None
         #: Whether the registry may know the node.
         self.registered: bool = False
@@ -71,8 +84,14 @@ class Registration:
             except Exception as exc:  # whatever a backend raises, the node must come back
                 if not failing:
                     _log.warning("%s: heartbeat failed, trying on: %s", self._node.service, exc)
+                    self._note(exc)
                 failing = True
             else:
                 if failing:
                     _log.info("%s: registered again", self._node.service)
+                    self._note(None)
                 failing = False
+
+    def _note(self, error: Exception | None) -> None:
+        if self._tell is not None:
+            self._tell(error)

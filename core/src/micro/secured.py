@@ -60,6 +60,11 @@ class Secured:
         """
         return live_client(self._newest, service)
 
+    @property
+    def own(self) -> Certificate | None:
+        """Our certificate, within ``kept``; None where there is none."""
+        return self._newest().own
+
     @asynccontextmanager
     async def kept(self, *, serves: str = "") -> AsyncIterator[None]:
         """Read the files, and within again when they change.

@@ -263,6 +263,12 @@ def with_place(place: Place) -> dict[str, str]:
     return {**os.environ, _PLACE: f"{place.number}/{place.line}"}
 
 
+def environment_of_tests(**variables: str) -> dict[str, str]:
+    """The environment of a run of tests that follows no settings of other tests."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return {**ours, **variables}
+
+
 def usage() -> str:
     """What ``--help`` prints."""
     lines = [

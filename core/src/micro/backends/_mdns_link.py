@@ -125,13 +125,18 @@ class Link:
         """
         self._send(self._sockets[1], packet, hops=_HOPS)
 
-    def multicast(self, packet: bytes, *, only_here: bool) -> None:
-        """Send to all who listen, or to those on this host.
+    def names(self) -> dict[int, str]:
+        """The interfaces that take multicast: their names by their indexes."""
+        return {i: name for i, name in socket.if_nameindex() if i in self._interfaces}
+
+    def multicast(self, packet: bytes, *, only_here: bool, index: int | None = None) -> None:
+        """Send to all who listen, or to those on this host; on the interface ``index``, or on all.
 
         Raises:
             Unavailable: no interface took it.
         """
-        self._send(self._sockets[0], packet, hops=_HOPS_HERE if only_here else _HOPS)
+        hops = _HOPS_HERE if only_here else _HOPS
+        self._send(self._sockets[0], packet, hops=hops, index=index)
 
     def answer(self, packet: bytes, to: Source, *, only_here: bool) -> None:
         """Answer one who asked; who asks from the port of mDNS itself is answered before all."""
@@ -188,9 +193,13 @@ class Link:
                 raise
         return where
 
-    def _send(self, sock: socket.socket, packet: bytes, *, hops: int) -> None:
+    def _send(
+        self, sock: socket.socket, packet: bytes, *, hops: int, index: int | None = None
+    ) -> None:
         sent = False
-        for where in self._interfaces.values():
+        for i, where in self._interfaces.items():
+            if index not in (None, i):
+                continue
             try:
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, where)
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)

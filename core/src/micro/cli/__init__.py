@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TypeAlias, TypeVar, Unpack
+from typing import Unpack
 
 import click
 import msgspec
@@ -20,27 +20,26 @@ from micro.cli import (
     _arguments,
     _bench,
     _certificates,
+    _deregister,
+    _doctor,
     _health,
     _messages,
     _output,
     _plugins,
+    _register,
     _report,
+    _services,
+    _verify,
 )
-from micro.errors import DeadlineExceeded, MicroError, ServiceNotFound
-from micro.logs import configure, printable
+from micro.cli._opened import run
+from micro.cli._services import describe, services
+from micro.errors import MicroError
 from micro.program import loop_factory
-from micro.registry import Node, Registry
+from micro.registry import Node
 from micro.retries import Retries
 from micro.service import Service
-from micro.settings import Settings
-from micro.url import suggestion
 
-T = TypeVar("T")
-#: What a command does with an open service; the timer ends it unless it is put off.
-Body: TypeAlias = Callable[[Service, asyncio.Timeout], Awaitable[T]]
-
-#: Seconds beyond the time-out of calls, so that a call's own error, which says more, comes first.
-_GRACE = 0.5
+__all__ = ["command", "describe", "health", "main", "services"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,22 +215,6 @@ def health_command(
     return _output.Exit.OK if healthy else _output.Exit.ERROR
 
 
-@command.command("services")
-@_arguments.service_options
-@click.pass_context
-def services_command(ctx: click.Context) -> None:
-    """List the services that are registered, and their nodes."""
-    url, nodes = run(ctx, lambda opened, _: services(opened))
-    if _arguments.wants_json(ctx):
-        _output.show_json(_output.services_json(nodes))
-    elif nodes:
-        _output.show_services(nodes)
-    else:
-        where = printable(url)
-        hint = "start a service, or choose another registry: --registry"
-        click.echo(f"nothing is registered with {where}; {hint}")
-
-
 @command.command("describe")
 @click.argument("service", shell_complete=_arguments.complete_service)
 @_arguments.service_options
@@ -246,6 +229,11 @@ def describe_command(ctx: click.Context, service: str) -> None:
 
 
 command.add_command(_certificates.cert_command)
+command.add_command(_doctor.doctor_command)
+command.add_command(_deregister.deregister_command)
+command.add_command(_register.register_command)
+command.add_command(_services.services_command)
+command.add_command(_verify.verify_command)
 
 
 @command.command("plugins")
@@ -285,30 +273,6 @@ def completion_command(shell: str) -> None:
 # -- what the commands do, given an open service --------------------------------------------------
 
 
-async def services(service: Service) -> tuple[str, dict[str, tuple[Node, ...]]]:
-    """The registry's URL, and the nodes of each service that is registered."""
-    registry = await service.client.registered()
-    names = await registry.services()
-    found = await asyncio.gather(*(_nodes(registry, name) for name in names))
-    nodes = {name: nodes for name, nodes in zip(names, found, strict=True) if nodes}
-    return str(registry.url), nodes
-
-
-async def describe(service: Service, name: str) -> tuple[Node, ...]:
-    """The nodes of a service.
-
-    Raises:
-        ServiceNotFound: there are none; the text names what is registered.
-    """
-    registry = await service.client.registered()
-    nodes = await _nodes(registry, name)
-    if not nodes:
-        names = await registry.services()
-        hint = suggestion(name, names) if names else "; nothing is registered, is it running?"
-        raise ServiceNotFound(f"service {name!r} is not registered{hint}")
-    return nodes
-
-
 async def health(
     service: Service,
     timer: asyncio.Timeout,
@@ -332,46 +296,3 @@ async def health(
 
         ask_all = partial(_health.ask_all, service.client, nodes, has_left)
         return await ask_all(timeout=timeout, metadata=metadata)
-
-
-async def _nodes(registry: Registry, name: str) -> tuple[Node, ...]:
-    try:
-        return await registry.get(name)
-    except ServiceNotFound:
-        return ()
-
-
-def run(
-    ctx: click.Context,
-    body: Body[T],
-    *,
-    timeout: float | None = None,
-    retries: Retries | None = None,
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
-) -> T:
-    """What ``body`` makes of a service that is open for it, with the options of ``ctx``.
-
-    It has ``timeout`` seconds, or the time-out of calls; it may reschedule what watches over that.
-
-    Raises:
-        MicroError: from ``body``; DeadlineExceeded when the time is over before it.
-    """
-    settings = Settings(_arguments.given(ctx))
-    level = settings.text("log_level", None, _arguments.LOG_LEVEL)
-    configure(level.text, source=level.source, colour=settings.colour)
-    caller = _arguments.Caller("micro", retries=retries)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(_run(caller, settings, body, timeout))
-
-
-async def _run(caller: Service, settings: Settings, body: Body[T], timeout: float | None) -> T:
-    seconds = (timeout or settings.duration("client_request_timeout", None, 5.0)) + _GRACE
-    async with caller.opened(settings) as service:
-        timer = asyncio.timeout(seconds)
-        try:
-            async with timer:
-                return await body(service, timer)
-        except TimeoutError:
-            if not timer.expired():
-                raise
-            raise DeadlineExceeded(f"the registry gave no answer in {seconds:g} s") from None

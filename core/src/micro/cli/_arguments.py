@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -92,11 +92,16 @@ def service_options(function: F) -> F:
 
     The group has them and so has each command, so that they stand before or after its name.
     """
+    return setting_options(function, _OPTIONS)
+
+
+def setting_options(function: F, names: Sequence[str]) -> F:
+    """As ``service_options``, of these settings alone."""
     settings = {setting.name: setting for setting in SETTINGS}
     text = f"debug, info, warning or error; default {LOG_LEVEL}"
     settings["log_level"] = Setting("log_level", text)
     function = json_option(function)
-    for name in reversed(_OPTIONS):
+    for name in reversed(names):
         keep = click.option(
             f"--{name}",
             metavar="TEXT",

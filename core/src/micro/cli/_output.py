@@ -121,6 +121,11 @@ def _escaped(match: re.Match[str]) -> str:
 # -- JSON -----------------------------------------------------------------------------------------
 
 
+def json_text(value: Any) -> str:
+    """One line of JSON."""
+    return _json(value)
+
+
 def show_json(value: Any) -> None:
     """Print one line of JSON, always in UTF-8."""
     click.echo(_json(value).encode())
