@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if not session.config.option.collectonly and not running(name):
             with suppress(Unobtainable):  # its fixture will say why
                 obtain(name)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """What a test sets up of logging ends with it, as by core/tests/conftest.py."""
+    ours = logging.getLogger("micro")
+    handlers, level = list(logging.root.handlers), ours.level
+    yield
+    logging.root.handlers[:] = handlers
+    ours.setLevel(level)
 
 
 @pytest.fixture(scope="session")

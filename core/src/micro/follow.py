@@ -134,6 +134,8 @@ class View:
         elif item is not None:
             self._consider(list(self._difference(item.nodes)))
         self._proven()
+        if self._emptied and self._doubt is None:  # the doubt ended within the outage
+            self._empty()
 
     def _consider(self, changes: list[Change]) -> None:
         """Apply changes, unless they leave nothing and this is not to be believed yet."""
@@ -151,7 +153,6 @@ class View:
         """Begin the doubt that an outage leaves; where it has kept nodes already, it goes on."""
         if not self._emptied:
             self._trust()
-        if self._doubt is None:
             self._doubt = asyncio.get_running_loop().call_later(self._ttl, self._believe)
 
     def _trust(self) -> None:
@@ -162,8 +163,11 @@ class View:
     def _believe(self) -> None:
         self._trust()
         if self._emptied and self._live:
-            self._emptied = False
-            self._apply(self._deletes(self._known))
+            self._empty()
+
+    def _empty(self) -> None:
+        self._emptied = False
+        self._apply(self._deletes(self._known))
 
     def _deletes(self, keys: Iterable[_Key]) -> list[Change]:
         return [Change(kind="delete", node=self._known[key]) for key in keys]

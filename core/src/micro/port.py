@@ -125,7 +125,9 @@ class _Port(Listener):
         self, transports: Sequence[SocketTransport], handler: Handler, limits: Limits
     ) -> None:
         self.address: str = ""
-        self.transports: list[SocketTransport] = sorted(transports, key=lambda one: one.takes_the_rest)
+        self.transports: list[SocketTransport] = sorted(
+            transports, key=lambda one: one.takes_the_rest
+        )
         self.handler = handler
         self.limits = limits
         self._sessions: set[Session] = set()

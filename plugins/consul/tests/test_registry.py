@@ -15,7 +15,7 @@ from micro.errors import InvalidArgument, ServiceNotFound, Unavailable
 from micro.registry import Change, Node, Snapshot
 from micro.testing import eventually
 from micro.testing.servers import ConsulServer
-from micro_plugin_consul import ConsulRegistry, _registry
+from micro_plugin_consul import ConsulRegistry, _own
 
 Ask = Callable[..., Any]
 Connected = Callable[..., AbstractAsyncContextManager[ConsulRegistry]]
@@ -144,7 +144,7 @@ async def test_what_somebody_took_out_of_the_catalog_is_back_once_a_heartbeat_lo
     prefix: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_registry, "_SHOWN", 0.0)  # which it does each 30 s
+    monkeypatch.setattr(_own, "_SHOWN", 0.0)  # which it does each 30 s
     async with connected(f"consul://{between.address}/{prefix}") as registry:
         await registry.register(NODE, ttl=60)
         body = {"Node": "test", "ServiceID": f"{prefix}greeter/greeter-1"}
@@ -282,3 +282,22 @@ async def test_an_agent_that_comes_back_empty_is_silent_for_an_old_index_and_a_s
         assert time.monotonic() - began >= 0.5
         async with asyncio.timeout(3.2 + SLACK):  # a wait of its own, and then it reads anew
             assert (await anext(stream))[1] == Change(kind="update", node=NODE)
+
+
+@pytest.mark.asyncio
+async def test_a_node_of_go_micro_can_be_deregistered(
+    ask: Ask, consul: ConsulServer, registry: ConsulRegistry, prefix: str
+) -> None:
+    """Its id is longer than ours, and has no service before it."""
+    id_ = "greeter-2f4b3c1e-63a5-4c0d-9f36-0a5a4d1c2b3e.example-0123456789"
+    body = {"ID": id_, "Name": f"{prefix}greeter", "Address": "127.0.0.1", "Port": 9301}
+    assert ask(consul, "PUT", "agent/service/register", body=body).status == 200
+    await registry.register(NODE, ttl=60)
+    await eventually(lambda: _has(registry, id_))
+    (theirs,) = [node for node in await registry.get("greeter") if node.id == id_]
+    await registry.deregister(theirs)
+    assert await registry.get("greeter") == (NODE,)
+
+
+async def _has(registry: ConsulRegistry, id: str) -> bool:
+    return id in {node.id for node in await found(registry)}

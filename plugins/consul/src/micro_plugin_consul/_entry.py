@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 
-from micro.codec import codec_for
-from micro.errors import ConfigError, DecodeError, InvalidArgument
-from micro.record import check_found, encode_node, without_nulls
-from micro.registry import NODE_SIZE, Endpoint, Node, check_service
-
-T = TypeVar("T")
+from micro.errors import ConfigError, InvalidArgument
+from micro.record import check_found, encode_node
+from micro.registry import Node, check_service
+from micro_plugin_consul._tags import read_tags, tags_of
 
 _PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99})*")
 #: What Consul takes in ``Meta``; it is for people and for filters, since the tags have it all.
@@ -29,7 +26,6 @@ _META_PAIRS = 64
 _REMAINS = 5.0
 _REMAINS_LEAST = 65.0
 _LONGEST_TTL = 3e8
-_strict = codec_for("application/json").decoder(Any)
 
 
 class Instance(msgspec.Struct, frozen=True, rename="pascal"):
@@ -100,7 +96,7 @@ class Namespace:
         body = {
             "ID": id_,
             "Name": name,
-            "Tags": list(_tags(node)),
+            "Tags": list(tags_of(node)),
             "Port": int(port),
             "Address": host.removeprefix("[").removesuffix("]"),
             "Meta": _meta(node.metadata),
@@ -121,17 +117,17 @@ class Namespace:
         Raises:
             DecodeError: it is none that may be used.
         """
-        said = _said(found.tags or ())
+        said = read_tags(found.tags or ())
         host = found.address or address
         return check_found(
             Node(
                 service=found.service.removeprefix(self.prefix),
                 id=_own_id(found),
                 address=f"[{host}]:{found.port}" if ":" in host else f"{host}:{found.port}",
-                version=_text(said["v"][0]) if said["v"] else "",
-                metadata=_pairs(said["t"]),
-                service_metadata=_pairs(said["s"]),
-                endpoints=tuple(_decoded(raw, Endpoint) for raw in said["e"]),
+                version=said.version,
+                metadata=said.metadata,
+                service_metadata=said.service_metadata,
+                endpoints=said.endpoints,
             )
         )
 
@@ -139,17 +135,6 @@ class Namespace:
 def _own_id(found: Instance) -> str:
     own = found.id.removeprefix(f"{found.service}/")
     return found.id if own == found.id else own.partition("~")[0]
-
-
-def _tags(node: Node) -> Iterator[str]:
-    for key, value in node.metadata.items():
-        yield _packed("t", msgspec.json.encode({key: value}))
-    for endpoint in node.endpoints:
-        yield _packed("e", msgspec.json.encode(endpoint))
-    yield _packed("v", node.version.encode())
-    # Go's entries have no metadata of the service; its readers skip other letters than t, e and v.
-    for key, value in node.service_metadata.items():
-        yield _packed("s", msgspec.json.encode({key: value}))
 
 
 def _meta(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -160,61 +145,6 @@ def _meta(metadata: Mapping[str, str]) -> dict[str, str]:
         if _META_KEY.fullmatch(key) and len(value.encode()) <= _META_VALUE
     )
     return dict(pair for pair, _ in zip(fit, range(_META_PAIRS), strict=False))
-
-
-def _said(tags: Iterable[str]) -> dict[str, list[bytes]]:
-    """What tags say, by their letters; of two forms the first that is there counts, as for Go.
-
-    Others have tags of their own, ``v1`` or ``e-mail``: what cannot be unpacked is none of ours.
-    """
-    said: dict[str, list[bytes]] = {letter: [] for letter in "tevs"}
-    forms: dict[str, str] = {}
-    left = NODE_SIZE
-    for tag in tags:
-        letter, form = tag[:1], tag[1:2]
-        if letter in said and form in ("-", "=") and forms.get(letter, form) == form:
-            raw = tag[2:].encode() if form == "=" else _unpacked(tag[2:], left)
-            if raw is not None:
-                forms[letter] = form
-                said[letter].append(raw)
-                left -= len(raw)
-    return said
-
-
-def _pairs(said: Iterable[bytes]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for raw in said:
-        found |= _decoded(raw, dict[str, str])
-    return found
-
-
-def _decoded(raw: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.convert(without_nulls(_strict(raw)), kind)
-    except (msgspec.ValidationError, RecursionError) as exc:
-        raise DecodeError(f"a tag that is no {kind}: {str(exc)[:200]}") from exc
-
-
-def _packed(letter: str, text: bytes) -> str:
-    return f"{letter}-{zlib.compress(text).hex()}"
-
-
-def _unpacked(text: str, most: int) -> bytes | None:
-    inflater = zlib.decompressobj()
-    try:
-        said = inflater.decompress(bytes.fromhex(text), most + 1)
-    except (ValueError, zlib.error):
-        return None
-    if len(said) > most:
-        raise DecodeError(f"tags of over {NODE_SIZE} bytes")
-    return said if inflater.eof else None
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as exc:
-        raise DecodeError(f"a version that is not UTF-8: {exc}") from exc
 
 
 def _duration(seconds: float) -> str:

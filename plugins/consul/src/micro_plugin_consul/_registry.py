@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 
 from micro.backend import Connections
-from micro.errors import Closed, DecodeError, Gap, ServiceNotFound, Unavailable
+from micro.errors import Closed, DecodeError, Gap, ServiceNotFound
 from micro.registry import (
     Change,
     Node,
     Registry,
     RegistryFeatures,
     Snapshot,
-    check_node,
     check_ttl,
     in_order,
 )
@@ -29,24 +27,14 @@ from micro_plugin_consul._options import ConsulOptions
 if TYPE_CHECKING:
     from micro_plugin_consul._api import Consul, Entry
     from micro_plugin_consul._catalog import Catalog
-    from micro_plugin_consul._entry import Namespace, Registration
+    from micro_plugin_consul._entry import Namespace
+    from micro_plugin_consul._own import Own
 
 _log = logging.getLogger("micro.consul")
 
 T = TypeVar("T")
 
 _Nodes = dict[str, Node]
-
-#: Seconds for which the servers are believed to have what passes in time.
-_SHOWN = 30.0
-
-
-class _Held(NamedTuple):
-    """What is registered, and when it last passed, and was seen at the servers."""
-
-    said: Registration
-    passed: float
-    shown: float
 
 
 class ConsulRegistry(Registry):
@@ -64,13 +52,13 @@ class ConsulRegistry(Registry):
         super().__init__(url)
         self.dropped: int = 0
         self._consul: Consul | None = None
-        self._held: dict[str, _Held] = {}
 
     async def connect(self, connections: Connections) -> None:
         from micro_plugin_consul._api import Consul
         from micro_plugin_consul._catalog import Catalog
         from micro_plugin_consul._client import connected
         from micro_plugin_consul._entry import Namespace
+        from micro_plugin_consul._own import Own
 
         options = self.url.options(ConsulOptions)
         self._names: Namespace = Namespace(self.url.path, self.url.source)
@@ -78,53 +66,23 @@ class ConsulRegistry(Registry):
         key = msgspec.structs.replace(server, source="")
         consul = Consul(await connections.get(key, lambda: connected(server, options)))
         await consul.check(self._names.name("micro"))
+        self._own: Own = Own(consul, self._names)
         self._catalog: Catalog = Catalog(consul, self._names)
         self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._consul = consul
 
     async def aclose(self) -> None:
         consul, self._consul = self._consul, None
-        self._held.clear()
         if consul is not None:
             self._closing.set_result(None)
 
     async def register(self, node: Node, *, ttl: float) -> None:
-        consul, now = self._open(), asyncio.get_running_loop().time()
-        said = self._names.registration(node, check_ttl(ttl, self.features))
-        async with consul.client.beating():
-            held = self._held.get(said.id)
-            is_held = held is not None and held.said == said and await consul.passes(said.id)
-            if not is_held:
-                self._held.pop(said.id, None)
-                await consul.register(said)
-            elif held is not None and held.passed > now - ttl / 2 and held.shown > now - _SHOWN:
-                self._held[said.id] = held._replace(passed=now)
-                return
-            self._held[said.id] = _Held(said, now, -math.inf)
-            await self._shown(consul, said, is_held=is_held)
-            self._held[said.id] = _Held(said, now, now)
-
-    async def _shown(self, consul: Consul, said: Registration, *, is_held: bool) -> None:
-        """Wait until the servers have what the agent has."""
-        if await consul.shows(said):
-            return
-        await consul.instances(said.name)  # it may be there, for others to see
-        if is_held:
-            # Somebody took it out of the catalog, at which the agent looks once in a while.
-            await consul.deregister(said.id)
-            await consul.register(said)
-        if not await consul.shows(said):
-            text = f"{consul.client.name}: the agent has {said.id}, and its servers do not show it"
-            raise Unavailable(f"{text}; look into the agent's log for what it cannot tell them")
+        self._open()
+        await self._own.register(node, check_ttl(ttl, self.features))
 
     async def deregister(self, node: Node) -> None:
-        consul, id_ = self._open(), self._names.id(check_node(node))
-        name = self._names.name(node.service)
-        self._held.pop(id_, None)
-        async with consul.client.beating():
-            if await consul.deregister(id_) and not await consul.hides(name, id_):
-                text = f"{consul.client.name}: {id_} is deregistered, and still shown; it may be"
-                raise Unavailable(f"{text} registered with an agent that is not in the URL")
+        self._open()
+        await self._own.deregister(node)
 
     async def get(self, service: str) -> tuple[Node, ...]:
         consul, name = self._open(), self._names.name(service)

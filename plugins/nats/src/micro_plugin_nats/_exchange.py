@@ -78,6 +78,10 @@ class Exchange:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
+    def own(self, node: Node) -> Own | None:
+        """What we say of a node, if it is ours."""
+        return self._own.get(key_of(node))
+
     async def say(self, own: Own) -> None:
         """Have this node; when it returns, the server has told those who listen."""
         async with self._ready() as link:
@@ -184,7 +188,7 @@ class Exchange:
         with self._skipping():
             told = _wire.read_change(message.data)
             for node in () if told.origin == self._id else told.nodes:
-                own = self._own.get(key_of(node))
+                own = self.own(node)
                 if own is not None and own.ttl > 0:
                     if told.is_delete:
                         await self._announce(own)
@@ -201,7 +205,7 @@ class Exchange:
         with self._skipping():
             answer = _wire.read_answer(message.data)
             for node in answer.nodes:
-                own = self._own.get(key_of(node))
+                own = self.own(node)
                 if own is None or own.ttl <= 0:
                     self._learn(node, answer.ttl, {view}, told=False)
 

@@ -19,7 +19,6 @@ from micro.registry import (
     Registry,
     RegistryFeatures,
     Snapshot,
-    check_node,
     check_service,
     check_ttl,
 )
@@ -71,12 +70,15 @@ class NatsRegistry(Registry):
             await exchange.aclose()
 
     async def register(self, node: Node, *, ttl: float) -> None:
-        exchange, record = self._open(), encode_node(node)
+        exchange, held = self._open(), self._open().own(node)
+        # A heartbeat has the same node, of which the same is to say.
+        record = encode_node(node) if held is None or held.node is not node else held.record
         until = time.monotonic() + check_ttl(ttl, self.features)
         await exchange.say(Own(node, record, until))
 
     async def deregister(self, node: Node) -> None:
-        await self._open().unsay(check_node(node))
+        check_service(node.service)  # the id may be one of Go Micro's, which are longer than ours
+        await self._open().unsay(node)
 
     async def get(self, service: str) -> tuple[Node, ...]:
         async with self._open().viewing(check_service(service)) as view:

@@ -15,7 +15,7 @@ from micro.registry import Change, Node, in_order
 Key = tuple[str, str]
 
 #: Seconds in which the first answer comes, if there is any, once the server has the question.
-_FIRST = 0.25
+_FIRST = 0.5
 #: Nobody is thought to answer any more when nothing has come for so long; and whatever comes.
 _QUIET = 0.05
 _LAST = 1.0
