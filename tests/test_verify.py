@@ -22,6 +22,7 @@ import pytest
 
 from micro.cli import main
 from micro.cli._output import Exit
+from micro.cli._verify import _Place
 from micro.plugins import Plugins
 from micro.registry import Node, Registry
 from micro.testing.servers import EtcdServer
@@ -222,3 +223,25 @@ def test_a_plugin_of_others_is_verified_alike(tmp_path: Path, *, sticks: bool) -
     else:
         assert one.returncode == Exit.OK, out + err
         assert not left
+
+
+@pytest.mark.parametrize(
+    ("url", "own", "inner"),
+    [
+        ("etcd://a:1,b:2", r"etcd://a:1,b:2/verify-X", "/other"),
+        ("etcd://u:p%2F@a/prod/?tls=true", r"etcd://u:p%2F@a/prod/verify-X?tls=true", "/other"),
+        ("etcd", "etcd:///verify-X", "/other"),
+        ("memory", "memory://verify/verify-X", "/other"),
+        ("memory://here", "memory://here/verify-X", "/other"),
+        ("mdns://?timeout=2", "mdns:///X?timeout=2", "x"),
+        ("mdns:///staging", "mdns:///X", "x"),
+    ],
+)
+def test_it_works_in_a_namespace_inside_of_the_url(url: str, own: str, inner: str) -> None:
+    place = _Place(url)
+    server, question, options = own.partition("?")
+    before, _, after = server.partition("X")
+    assert place.own.startswith(before)
+    assert place.own.endswith(after + question + options)
+    assert place.inner == place.own.replace(question, inner + question, 1) if question else True
+    assert place.own != _Place(url).own

@@ -20,7 +20,7 @@ import pytest
 from micro.cli import _verify, main
 from micro.cli._output import Exit
 from micro.cli._suite import Event
-from micro.cli._verify import Results, _Place
+from micro.cli._verify import Results
 
 from .test_installed import Site
 
@@ -237,28 +237,6 @@ def test_a_password_is_in_no_text(faulty: Verify) -> None:
     assert told.outcomes() == {"deregister_only_that_node": "failed"}
     assert "user has ***" in told.said["promises"][0]["why"]
     assert "canary" not in json.dumps(told.said) + told.err
-
-
-@pytest.mark.parametrize(
-    ("url", "own", "inner"),
-    [
-        ("etcd://a:1,b:2", r"etcd://a:1,b:2/verify-X", "/other"),
-        ("etcd://u:p%2F@a/prod/?tls=true", r"etcd://u:p%2F@a/prod/verify-X?tls=true", "/other"),
-        ("etcd", "etcd:///verify-X", "/other"),
-        ("memory", "memory://verify/verify-X", "/other"),
-        ("memory://here", "memory://here/verify-X", "/other"),
-        ("mdns://?timeout=2", "mdns:///X?timeout=2", "x"),
-        ("mdns:///staging", "mdns:///X", "x"),
-    ],
-)
-def test_it_works_in_a_namespace_inside_of_the_url(url: str, own: str, inner: str) -> None:
-    place = _Place(url)
-    server, question, options = own.partition("?")
-    before, _, after = server.partition("X")
-    assert place.own.startswith(before)
-    assert place.own.endswith(after + question + options)
-    assert place.inner == place.own.replace(question, inner + question, 1) if question else True
-    assert place.own != _Place(url).own
 
 
 # -- interrupted ----------------------------------------------------------------------------------
