@@ -15,7 +15,8 @@ from micro_plugin_nats import _wire
 from micro_plugin_nats._client import Client
 from micro_plugin_nats._connection import Message
 from micro_plugin_nats._link import Link
-from micro_plugin_nats._view import Key, Own, View, key_of
+from micro_plugin_nats._own import Own, Owned
+from micro_plugin_nats._view import View
 
 _log = logging.getLogger("micro.nats")
 
@@ -39,9 +40,7 @@ class Exchange:
         self._questions, self._changes = subjects
         self._drop = drop
         self._id = uuid4().hex
-        #: Those of whose going nobody could be told yet.
-        self._unsaid: dict[Key, Own] = {}
-        self._own: dict[Key, Own] = {}
+        self._own = Owned()
         self._views: set[View] = set()
         self._link: Link | None = None
         self._woken = asyncio.Event()
@@ -70,7 +69,7 @@ class Exchange:
             view.end(self._error)
         try:
             with suppress(MicroError):
-                for own in self._live():
+                for own in self._own:
                     await self._publish(_wire.delete(own.node, self._id))
         finally:
             task, self._task = self._task, None
@@ -78,29 +77,25 @@ class Exchange:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    def own(self, node: Node) -> Own | None:
-        """What we say of a node, if it is ours."""
-        return self._own.get(key_of(node))
-
-    async def say(self, own: Own) -> None:
+    async def say(self, node: Node, until: float) -> None:
         """Have this node; when it returns, the server has told those who listen."""
-        async with self._ready() as link:
-            self._own[key_of(own.node)] = own
-            self._unsaid.pop(key_of(own.node), None)
+        own = self._own.made(node, until)
+        async with self._client.call():
+            link = await self._listening()
+            self._own.hold(own)
             for view in self._views:
                 own.show(view)
             await link.tell(self._changes, _wire.create(own.record, own.ttl, self._id))
+        self._check()
 
     async def unsay(self, node: Node) -> None:
         """Have this node no more, and tell so, whoever has it."""
-        own = self._own.pop(key_of(node), None)
-        if own is not None:
-            self._unsaid[key_of(node)] = own
+        self._own.let_go(node)
         for view in self._views:
             view.forget(node)
         async with self._ready() as link:
             await link.tell(self._changes, _wire.delete(node, self._id))
-        self._unsaid.pop(key_of(node), None)
+        self._own.has_said(node)
 
     @asynccontextmanager
     async def viewing(self, service: str | None) -> AsyncIterator[View]:
@@ -114,13 +109,17 @@ class Exchange:
     async def _ready(self) -> AsyncIterator[Link]:
         """A connection on which we listen, and the time of one call."""
         async with self._client.call():
-            while self._link is None or self._link.ended.is_set():
-                self._check()
-                self._woken.clear()
-                await self._woken.wait()
+            yield await self._listening()
             self._check()
-            yield self._link
+
+    async def _listening(self) -> Link:
+        """The connection on which we listen, or the next one."""
+        while self._link is None or self._link.ended.is_set():
             self._check()
+            self._woken.clear()
+            await self._woken.wait()
+        self._check()
+        return self._link
 
     def _check(self) -> None:
         if self._error is not None:
@@ -132,7 +131,7 @@ class Exchange:
             await link.publish(self._questions, _wire.question(service), reply=inbox)
 
         view = View(service, ask)
-        for own in self._own.values():
+        for own in self._own:
             own.show(view)
         with link.inbox(lambda message: self._answered(message, view)) as inbox:
             self._views.add(view)
@@ -162,12 +161,10 @@ class Exchange:
                     if isinstance(self._error, PermissionDenied):
                         self._error = None  # the user may have been given the right
                     self._woken.set()
-                    for own in self._live():  # others may have missed it, and we their questions
+                    for own in self._own:  # others may have missed it, and we their questions
                         await self._announce(own)
-                    unsaid, self._unsaid = self._unsaid, {}
-                    for own in unsaid.values():
-                        if own.ttl > 0:
-                            await self._publish(_wire.delete(own.node, self._id))
+                    for own in self._own.take_unsaid():
+                        await self._publish(_wire.delete(own.node, self._id))
                     await link.ended.wait()
             except MicroError as exc:
                 _log.debug("nats: not listening: %s", exc)
@@ -178,7 +175,7 @@ class Exchange:
             asked = _wire.read_question(message.data)
             if message.reply.startswith(("$", self._questions, self._changes)):
                 raise DecodeError(f"the answer is wanted at {message.reply[:80]!r}")
-            for own in self._live() if message.reply else ():
+            for own in self._own if message.reply else ():
                 if self._link is not None and asked.service in (None, own.node.service):
                     await self._link.publish(message.reply, _wire.answer(own.record, own.ttl))
 
@@ -188,8 +185,8 @@ class Exchange:
         with self._skipping():
             told = _wire.read_change(message.data)
             for node in () if told.origin == self._id else told.nodes:
-                own = self.own(node)
-                if own is not None and own.ttl > 0:
+                own = self._own.get(node)
+                if own is not None:
                     if told.is_delete:
                         await self._announce(own)
                 elif told.is_delete:
@@ -205,8 +202,7 @@ class Exchange:
         with self._skipping():
             answer = _wire.read_answer(message.data)
             for node in answer.nodes:
-                own = self.own(node)
-                if own is None or own.ttl <= 0:
+                if self._own.get(node) is None:
                     self._learn(node, answer.ttl, {view}, told=False)
 
     def _learn(self, node: Node, ttl: float | None, views: set[View], *, told: bool) -> None:
@@ -228,10 +224,6 @@ class Exchange:
     async def _publish(self, change: bytes) -> None:
         if self._link is not None:
             await self._link.publish(self._changes, change)
-
-    def _live(self) -> list[Own]:
-        self._own = {key: own for key, own in self._own.items() if own.ttl > 0}
-        return list(self._own.values())
 
     @contextmanager
     def _skipping(self) -> Iterator[None]:

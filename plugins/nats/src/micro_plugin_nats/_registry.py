@@ -12,7 +12,6 @@ import msgspec
 
 from micro.backend import Connections
 from micro.errors import Closed, ConfigError, Gap, MicroError, ServiceNotFound
-from micro.record import encode_node
 from micro.registry import (
     Change,
     Node,
@@ -25,7 +24,6 @@ from micro.registry import (
 from micro.url import URL
 from micro_plugin_nats import _wire
 from micro_plugin_nats._options import NatsOptions
-from micro_plugin_nats._view import Own
 
 if TYPE_CHECKING:
     from micro_plugin_nats._exchange import Exchange
@@ -70,11 +68,8 @@ class NatsRegistry(Registry):
             await exchange.aclose()
 
     async def register(self, node: Node, *, ttl: float) -> None:
-        exchange, held = self._open(), self._open().own(node)
-        # A heartbeat has the same node, of which the same is to say.
-        record = encode_node(node) if held is None or held.node is not node else held.record
-        until = time.monotonic() + check_ttl(ttl, self.features)
-        await exchange.say(Own(node, record, until))
+        exchange, until = self._open(), time.monotonic() + check_ttl(ttl, self.features)
+        await exchange.say(node, until)
 
     async def deregister(self, node: Node) -> None:
         check_service(node.service)  # the id may be one of Go Micro's, which are longer than ours

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
 
 from micro.errors import MicroError
 from micro.registry import Change, Node, in_order
@@ -31,23 +30,6 @@ _INTERVALS = 3
 _GO_TTL = (3.0, 90.0)
 #: Nodes that one reader remembers at most.
 _NODES = 16 * 1024
-
-
-class Own(NamedTuple):
-    """A node of ours, its record, and until when it is registered."""
-
-    node: Node
-    record: bytes
-    until: float
-
-    @property
-    def ttl(self) -> float:
-        return self.until - time.monotonic()
-
-    def show(self, view: View) -> None:
-        """To a reader in this process, who would not hear our own answers."""
-        if view.wants(self.node) and self.ttl > 0:
-            view.take(self.node, self.ttl, own=True)
 
 
 class _Seen:

@@ -1,0 +1,71 @@
+"""The nodes of this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from micro.record import encode_node
+from micro.registry import Node
+from micro_plugin_nats._view import Key, View, key_of
+
+
+class Own(NamedTuple):
+    """A node of ours, its record, and until when it is registered."""
+
+    node: Node
+    record: bytes
+    until: float
+
+    @property
+    def ttl(self) -> float:
+        return self.until - time.monotonic()
+
+    def show(self, view: View) -> None:
+        """To a reader in this process, who would not hear our own answers."""
+        if view.wants(self.node) and self.ttl > 0:
+            view.take(self.node, self.ttl, own=True)
+
+
+class Owned:
+    """The nodes that we say we have, and those of whose going nobody could be told yet."""
+
+    def __init__(self) -> None:
+        self._held: dict[Key, Own] = {}
+        self._unsaid: dict[Key, Own] = {}
+
+    def __iter__(self) -> Iterator[Own]:
+        """Those whose time is not over."""
+        self._held = {key: own for key, own in self._held.items() if own.ttl > 0}
+        return iter(list(self._held.values()))
+
+    def get(self, node: Node) -> Own | None:
+        """What we say of a node, while its time is not over."""
+        own = self._held.get(key_of(node))
+        return own if own is not None and own.ttl > 0 else None
+
+    def made(self, node: Node, until: float) -> Own:
+        """What to say of a node; a heartbeat has the same node, of which the same is to say."""
+        held = self._held.get(key_of(node))
+        record = encode_node(node) if held is None or held.node is not node else held.record
+        return Own(node, record, until)
+
+    def hold(self, own: Own) -> None:
+        self._held[key_of(own.node)] = own
+        self._unsaid.pop(key_of(own.node), None)
+
+    def let_go(self, node: Node) -> None:
+        """Have it no more; that it goes is still to be said."""
+        own = self._held.pop(key_of(node), None)
+        if own is not None:
+            self._unsaid[key_of(node)] = own
+
+    def has_said(self, node: Node) -> None:
+        """That it goes was said."""
+        self._unsaid.pop(key_of(node), None)
+
+    def take_unsaid(self) -> list[Own]:
+        """Those of whose going nobody was told, and who are known to others still."""
+        unsaid, self._unsaid = self._unsaid, {}
+        return [own for own in unsaid.values() if own.ttl > 0]
