@@ -21,6 +21,8 @@ import micro
 from micro.cli import _health, _report, _services, _upkeep
 from micro.installed import GROUPS
 from micro.settings import SETTINGS
+from micro.testing import RegistrySuite, TransportSuite
+from micro.testing._promises import promises
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -180,3 +182,22 @@ def test_commands_of_the_plugin_page_run(tmp_path: Path) -> None:
         if remark.startswith("fails"):
             assert "NotImplementedError: " in ran.stdout
     assert "scheme acme: registry" in shown[-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "suite", "backends"),
+    [
+        ("registry", RegistrySuite, ["consul", "etcd", "mdns", "memory", "nats", "nats-kv"]),
+        ("transport", TransportSuite, ["http", "memory", "tcp"]),
+    ],
+)
+def test_conformance_page_has_every_promise_of_every_backend_and_all_are_kept(
+    kind: str, suite: type[object], backends: list[str]
+) -> None:
+    """Written by ``python3 dev.py conformance``."""
+    page = (ROOT / "docs" / "conformance.md").read_text()
+    block = page.partition(f"<!-- conformance: {kind} -->\n")[2].partition("<!-- end -->")[0]
+    head, _, *rows = (line.strip("| ").split(" | ") for line in block.splitlines() if "|" in line)
+    assert head == ["promise", *(f"`{name}`" for name in backends)]
+    assert [row[0].replace(" ", "_") for row in rows] == promises(suite)
+    assert {cell.rstrip("0123456789)") for row in rows for cell in row[1:]} <= {"yes", "", " "}
