@@ -39,10 +39,13 @@ class Raw(RegistryClient):
         self._waiting = aiohttp.ClientSession(headers={"Accept-Encoding": "identity"})
 
     async def beat(self, node: Node) -> None:
-        if self._held.get(node.id) is not node:
+        is_new = self._held.get(node.id) is not node
+        if is_new:
             self._held[node.id] = node
             await self._put("agent/service/register", msgspec.json.encode(_body(node)))
         await self._put(f"agent/check/pass/service:{_id(node)}")
+        if not is_new:  # as the plugin, which looks each 30 s
+            return
         only = f'?consistent=&filter=Service.ID == "{_id(node)}"'
         shown, _ = await self._read(self._session, f"health/service/{SERVICE}{only}")
         assert shown

@@ -24,9 +24,6 @@ WATCHED = (None, *SERVICES[:3])
 #: Seconds between two looks at whether all is right, and that a slow reader takes for a change.
 _LOOK = 0.1
 _SLOW = 0.02
-#: What a timer that is a second late adds to the slack, in parts of it; and its most, in seconds.
-_LATER = 5.0
-_MOST_SLACK = 20.0
 
 
 class World(Protocol):
@@ -151,11 +148,9 @@ class Churn:
         self._views: list[View] = []
         self._followers: list[Follower] = []
         self._reading: list[asyncio.Task[None]] = []
-        self._late = 0.0
 
     async def run(self) -> None:
         self._journal.note(str(self._plan))
-        clock = asyncio.create_task(self._look_at_the_clock())
         try:
             for number in range(self._plan.nodes):
                 self._join(SERVICES[number % len(SERVICES)])
@@ -165,19 +160,7 @@ class Churn:
                 await self._through(faults)
             await self._forgets()
         finally:
-            clock.cancel()
             await self._end()
-
-    async def _look_at_the_clock(self) -> None:
-        """How late a timer was at worst: on a machine that is too busy, all else is later still."""
-        while self._bounds.slack:
-            due = time.monotonic() + _LOOK
-            await asyncio.sleep(_LOOK)
-            self._late = max(self._late, time.monotonic() - due)
-
-    @property
-    def _slack(self) -> float:
-        return min(self._bounds.slack * (1 + _LATER * self._late), _MOST_SLACK)
 
     # -- those who come and go
 
@@ -260,7 +243,6 @@ class Churn:
     async def _through(self, faults: tuple[Fault, ...]) -> None:
         await self._beside(asyncio.sleep(self._plan.calm))
         await self._right_again("the calm")
-        self._late = 0.0
         self._journal.note(f"outage: {'; '.join(map(str, faults))}")
         befalls = (self._befall(fault) for fault in faults)
         await self._beside(asyncio.gather(*befalls))
@@ -315,7 +297,7 @@ class Churn:
             seen = time.monotonic()
             text, since = min(known.items(), key=lambda item: item[1])
             self.slowest = max(self.slowest, seen - since)
-            assert seen - since <= self._bounds.agree + self._slack, (
+            assert seen - since <= self._bounds.agree + self._bounds.slack, (
                 f"{seen - over:.2f} s after {what}, for {seen - since:.2f} s: {text}"
             )
             await asyncio.sleep(_LOOK)
@@ -340,7 +322,7 @@ class Churn:
         while text := await wrong():
             self._journal.check()
             took = time.monotonic() - since
-            assert took <= within + self._slack, f"{took:.2f} s {when}: {text}"
+            assert took <= within + self._bounds.slack, f"{took:.2f} s {when}: {text}"
             await asyncio.sleep(_LOOK)
 
     async def _absent(self) -> str:
