@@ -78,7 +78,7 @@ class Peer:
             told.append(json.loads(msg.data))
 
         await self.client.subscribe(f"{self._root}.watch", cb=hear)
-        await self.client.flush()
+        await self.heard()
         return told
 
     async def answer(self, *services: dict[str, object]) -> None:
@@ -89,7 +89,15 @@ class Peer:
                 await msg.respond(json.dumps(service).encode())
 
         await self.client.subscribe(f"{self._root}.query", cb=answer)
-        await self.client.flush()
+        await self.heard()
+
+    async def heard(self) -> None:
+        """The server has read all that was sent; nats-py's ``flush`` does not say so."""
+        inbox = self.client.new_inbox()
+        echo = await self.client.subscribe(inbox)
+        await self.client.publish(inbox, b"")
+        await echo.next_msg(timeout=SLACK)
+        await echo.unsubscribe()
 
 
 @asynccontextmanager
@@ -342,8 +350,8 @@ async def test_an_answer_goes_to_an_inbox_and_not_where_changes_are_told(
     root = f"{URL.parse(nats_url).path}.micro.registry.nats"
     for reply in (f"{root}.watch", f"{root}.query", "$JS.API.INFO"):
         await go.ask(b'{"Service":{"name":"greeter"},"Action":"get"}', reply)
-    await go.client.flush()
     await eventually(lambda: registry.dropped == 3, within=SLACK)
+    await go.heard()
     assert told == []
 
 
