@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
-from micro.errors import Gap, NotFound, OutOfRange, PermissionDenied, Unavailable
+from micro.errors import Closed, Gap, NotFound, OutOfRange, PermissionDenied, Unavailable
 from micro_plugin_etcd import _etcd_pb2 as pb
 from micro_plugin_etcd._channel import StaleToken, Stream
 from micro_plugin_etcd._client import Client
@@ -40,9 +40,10 @@ class Etcd:
         self._client = client
         self._watches: set[Stream[pb.WatchResponse]] = set()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """End who watches; the client may have other users."""
-        await asyncio.gather(*(stream.aclose() for stream in self._watches))
+        for stream in self._watches:
+            stream.end(Closed(f"{self._client.name}: the registry was closed"))
 
     async def check(self, prefix: bytes) -> None:
         """Whether a server answers, and lets us read under ``prefix``.
@@ -150,7 +151,7 @@ class Etcd:
         async with self._watching() as stream:
             await stream.write(pb.WatchRequest(create_request=create), within=_QUIET)
             while True:
-                answer = await self._answer(stream)
+                answer = await stream.read()
                 self._check_watch(answer, mark)
                 if answer.created:
                     yield None
@@ -162,23 +163,30 @@ class Etcd:
     async def _watching(self) -> AsyncIterator[Stream[pb.WatchResponse]]:
         async with self._client.stream("Watch/Watch", pb.WatchResponse) as stream:
             self._watches.add(stream)
+            asking = asyncio.create_task(self._ask_the_silent(stream), name="micro.etcd watch")
             try:
                 yield stream
             finally:
                 self._watches.discard(stream)
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
 
-    async def _answer(self, stream: Stream[pb.WatchResponse]) -> pb.WatchResponse:
-        """The next answer of a watch that lives."""
-        answer = await stream.read(within=_QUIET)
+    async def _ask_the_silent(self, stream: Stream[pb.WatchResponse]) -> None:
+        """Have a watch end that does not live; one timer for all its messages."""
+        while True:
+            await asyncio.sleep(_QUIET - max(0.0, stream.silence))
+            if stream.silence >= _QUIET and not await self._answers(stream):
+                stream.end(Unavailable(f"{self._client.name}: the watch is silent"))
+                return
+
+    async def _answers(self, stream: Stream[pb.WatchResponse]) -> bool:
         for within in _ASKED:
-            if answer is not None:
-                return answer
             request = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
             await stream.write(request, within=within)
-            answer = await stream.read(within=within)
-        if answer is None:
-            raise Unavailable(f"{self._client.name}: the watch is silent")
-        return answer
+            await asyncio.sleep(within)
+            if stream.silence < _QUIET:
+                return True
+        return False
 
     def _check_watch(self, answer: pb.WatchResponse, mark: Mark) -> None:
         name = self._client.name

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, TypeVar, cast
 
 import grpc
@@ -49,8 +50,6 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-#: Messages of a stream that wait for who reads it; what is behind them waits at the server.
-_AHEAD = 4
 _FAILURES = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError)
 
 
@@ -99,20 +98,14 @@ class Channel:
         ask: grpc.aio.StreamStreamMultiCallable[Message, M] = self._channel.stream_stream(
             path, _serialized, answer.FromString
         )
-        with self._errors():
-            call = ask(metadata=metadata)
-        stream = Stream(call, self._errors)
+        try:
+            stream = Stream(ask(metadata=metadata), self._told)
+        except _FAILURES as exc:
+            raise self._told(exc) from None
         try:
             yield stream
         finally:
-            await stream.aclose()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except _FAILURES as exc:
-            raise self._told(exc) from None
+            stream.end(Closed(f"{self._name}: the stream was closed"))
 
     def _told(self, failure: BaseException) -> BaseException:
         """What a failure of gRPC is here; our own cancellation stays what it is."""
@@ -139,68 +132,55 @@ class Channel:
 
 
 class Stream(Generic[M]):
-    """Messages both ways, until it breaks."""
+    """Messages both ways, until it breaks; one reads, and no task stands between it and gRPC."""
 
     def __init__(
         self,
         call: grpc.aio.StreamStreamCall[Message, M],
-        errors: Callable[[], AbstractContextManager[None]],
+        told: Callable[[BaseException], BaseException],
     ) -> None:
         self._call = call
-        self._errors = errors
-        self._reading: asyncio.Task[None] | None = None
-        self._came: deque[Any] = deque()
-        self._woken = asyncio.Event()
-        self._taken = asyncio.Event()
-        self._closed = False
+        self._told = told
+        self._waits_since = math.inf
+        self._why: MicroError | None = None
+
+    @property
+    def silence(self) -> float:
+        """Seconds that the reader has been waiting for the next message."""
+        return time.monotonic() - self._waits_since
 
     async def write(self, message: Message, *, within: float) -> None:
         """Send ``message`` within so many seconds; when that cannot be done, reading says why."""
-        with suppress(asyncio.InvalidStateError, TimeoutError), self._errors():
+        with suppress(asyncio.InvalidStateError, TimeoutError):
             async with asyncio.timeout(within):
-                await self._call.write(message)
+                try:
+                    await self._call.write(message)
+                except _FAILURES as exc:
+                    raise self._told(exc) from None
 
-    async def read(self, *, within: float) -> M | None:
-        """The next message; None when none comes in time, and then the stream still lives.
+    async def read(self) -> M:
+        """The next message.
 
         Raises:
             Unavailable: it is over. Closed: it was closed meanwhile.
         """
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read_on(), name="micro.etcd read")
-            self._reading.add_done_callback(lambda _: self._woken.set())
-        while not self._came and not self._reading.done():
-            self._woken.clear()
-            try:
-                async with asyncio.timeout(within):
-                    await self._woken.wait()
-            except TimeoutError:
-                return None
-        if self._closed:
-            raise Closed("etcd: the stream was closed")
-        if not self._came:
-            with self._errors():
-                self._reading.result()
+        self._waits_since = time.monotonic()
+        try:
+            message = await self._call.read()
+        except _FAILURES as exc:
+            told = self._told(exc)
+            raise told if told is exc else (self._why or told) from None
+        finally:
+            self._waits_since = math.inf
+        if message is grpc.aio.EOF:
             raise Unavailable("etcd: the server ended the stream")
-        self._taken.set()
-        return cast("M", self._came.popleft())
+        return cast("M", message)
 
-    async def aclose(self) -> None:
-        """End it, and who reads."""
-        self._closed = True
+    def end(self, why: MicroError) -> None:
+        """Have it break, and who reads be told so."""
+        if self._why is None:
+            self._why = why
         self._call.cancel()
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
-
-    async def _read_on(self) -> None:
-        """Read until the end, a little ahead: a task for each message would cost more than it."""
-        while (message := await self._call.read()) is not grpc.aio.EOF:
-            self._came.append(message)
-            self._woken.set()
-            while len(self._came) >= _AHEAD:
-                self._taken.clear()
-                await self._taken.wait()
 
 
 # etcd puts several causes under one code. Source: api/v3rpc/rpctypes/error.go of etcd.

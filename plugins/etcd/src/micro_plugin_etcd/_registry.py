@@ -71,7 +71,7 @@ class EtcdRegistry(Registry):
         etcd, self._etcd = self._etcd, None
         self._leases.clear()
         if etcd is not None:
-            await etcd.aclose()
+            etcd.close()
 
     async def register(self, node: Node, *, ttl: float) -> None:
         etcd, record, key = self._open(), encode_node(node), self._key(node)
