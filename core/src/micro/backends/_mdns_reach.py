@@ -38,11 +38,16 @@ async def heard() -> dict[str, bool]:
         missing |= {zone.query(f"doctor-{token}-{index}"): index for index in names}
         with suppress(TimeoutError):
             async with asyncio.timeout(_WITHIN):
-                while missing:
-                    for packet, index in tuple(missing.items()):
-                        link.multicast(packet, only_here=False, index=index)
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(all_came.wait(), _EVERY)
+                await _ask(link, missing, all_came)
     finally:
         await link.aclose()
     return {name: index not in missing.values() for index, name in names.items()}
+
+
+async def _ask(link: Link, missing: dict[bytes, int], all_came: asyncio.Event) -> None:
+    """Send what is missing, again and again, until all has come."""
+    while missing:
+        for packet, index in tuple(missing.items()):
+            link.multicast(packet, only_here=False, index=index)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(all_came.wait(), _EVERY)

@@ -14,7 +14,7 @@ import msgspec
 
 from micro.access import load_tls, split_host
 from micro.backend import Connections
-from micro.errors import ConfigError, MicroError, Unauthenticated, Unavailable
+from micro.errors import Closed, ConfigError, MicroError, Unauthenticated, Unavailable
 from micro.url import URL, read_secret
 from micro_plugin_nats._dialing import Login
 from micro_plugin_nats._link import Link
@@ -74,6 +74,7 @@ class Client:
         self._link: Link | None = None
         self._linked = asyncio.Event()
         self._was_linked = False
+        self._closed = False
         self._error: MicroError = Unavailable(f"{self.name}: not connected")
 
     @classmethod
@@ -95,6 +96,8 @@ class Client:
 
     async def aclose(self) -> None:
         link, self._link = self._link, None
+        self._closed = True
+        self._linked.set()
         if link is not None:
             await link.aclose()
 
@@ -116,8 +119,14 @@ class Client:
             raise Unavailable(f"{self.name}: no answer in {self.timeout:g} s") from None
 
     async def link(self, other_than: Link | None = None) -> Link:
-        """The connection that there is, or the next one."""
+        """The connection that there is, or the next one.
+
+        Raises:
+            Closed: there will be none.
+        """
         while self._link is None or self._link is other_than or self._link.ended.is_set():
+            if self._closed:
+                raise Closed(f"{self.name}: used after it was closed")
             self._linked.clear()
             await self._linked.wait()
         return self._link

@@ -185,15 +185,18 @@ class Exchange:
         with self._skipping():
             told = _wire.read_change(message.data)
             for node in () if told.origin == self._id else told.nodes:
-                own = self._own.get(node)
-                if own is not None:
-                    if told.is_delete:
-                        await self._announce(own)
-                elif told.is_delete:
-                    for view in self._views:
-                        view.forget(node)
-                else:
-                    self._learn(node, told.ttl, self._views, told=True)
+                await self._heed(node, told)
+
+    async def _heed(self, node: Node, told: _wire.Told) -> None:
+        own = self._own.get(node)
+        if own is not None:
+            if told.is_delete:  # it lives, and we know better
+                await self._announce(own)
+        elif told.is_delete:
+            for view in self._views:
+                view.forget(node)
+        else:
+            self._learn(node, told.ttl, self._views, told=True)
 
     def _answered(self, message: Message, view: View) -> None:
         if message.is_unheard:
