@@ -21,7 +21,7 @@ import micro
 from micro.cli import _health, _report, _services, _upkeep
 from micro.installed import GROUPS
 from micro.settings import SETTINGS
-from micro.testing import RegistrySuite, TransportSuite
+from micro.testing import AccessSuite, RegistrySuite, TransportSuite
 from micro.testing._promises import promises
 
 ROOT = Path(__file__).parent.parent
@@ -188,6 +188,7 @@ def test_commands_of_the_plugin_page_run(tmp_path: Path) -> None:
     ("kind", "suite", "backends"),
     [
         ("registry", RegistrySuite, ["consul", "etcd", "mdns", "memory", "nats", "nats-kv"]),
+        ("access", AccessSuite, ["consul", "etcd", "nats", "nats-kv"]),
         ("transport", TransportSuite, ["http", "memory", "tcp"]),
     ],
 )

@@ -9,6 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from micro.access import ServerOptions, load_tls, read_file, split_host, tls_fault
 from micro.errors import ConfigError
@@ -53,8 +59,11 @@ def test_tls_is_spoken_only_where_an_option_asks_for_it(authority: Authority) ->
 def test_a_file_that_cannot_be_used_is_told_with_its_option(
     authority: Authority, tmp_path: Path
 ) -> None:
-    own, text = authority.client(), tmp_path / "text"
+    own, text, locked = authority.client(), tmp_path / "text", tmp_path / "locked"
     text.write_text("no PEM")
+    key = load_pem_private_key(own.key.read_bytes(), None)
+    under = BestAvailableEncryption(b"correct-horse")
+    locked.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, under))
     missing = str(tmp_path / "missing")
     mistakes = {
         "option 'ca': cannot read": ServerOptions(ca=missing),
@@ -63,6 +72,7 @@ def test_a_file_that_cannot_be_used_is_told_with_its_option(
         "option 'key' needs option 'cert'": ServerOptions(key=str(own.key)),
         "option 'cert': cannot read": ServerOptions(cert=missing, key=str(own.key)),
         "not a certificate and its key in PEM": ServerOptions(cert=str(text), key=str(own.key)),
+        "the key is encrypted": ServerOptions(cert=str(own.certificate), key=str(locked)),
     }
     for told, options in mistakes.items():
         with pytest.raises(ConfigError) as caught:

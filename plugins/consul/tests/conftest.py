@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -17,6 +18,12 @@ from micro.backend import Connections
 from micro.testing.servers import ConsulServer
 from micro.url import URL
 from micro_plugin_consul import ConsulRegistry
+
+_ROOT = "00000000-0000-0000-0000-000000000001"
+_ACLS = (
+    'acl { enabled = true, default_policy = "deny", '
+    f'tokens {{ initial_management = "{_ROOT}", agent = "{_ROOT}" }} }}'
+)
 
 
 class Told(NamedTuple):
@@ -83,6 +90,13 @@ async def between(consul: ConsulServer, consul_url: str) -> AsyncIterator[Betwee
             yield agent
         finally:
             await runner.cleanup()
+
+
+@pytest.fixture(scope="module")
+def login_url(consul_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of who may do all, where a token is asked for."""
+    with ConsulServer(consul_binary, tmp_path_factory.mktemp("locked"), hcl=[_ACLS]) as server:
+        yield f"consul://:{_ROOT}@{server.address}"
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pytest
@@ -18,6 +20,8 @@ from micro.url import URL
 from micro_plugin_etcd import EtcdRegistry
 
 _BYTES = ("key", "value")
+#: It has all that a URL has to quote.
+_SECRET = "canary:/@?&=% 7f3b"
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +41,17 @@ async def registry(etcd_url: str) -> AsyncIterator[EtcdRegistry]:
     """A registry with a namespace of its own."""
     async with _connected(etcd_url) as registry:
         yield registry
+
+
+@pytest.fixture(scope="module")
+def login_url(etcd_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of who may do all, where a login is asked for."""
+    with EtcdServer(etcd_binary, tmp_path_factory.mktemp("locked")) as server:
+        _ask(server, "auth/user/add", name="root", password=_SECRET)
+        _ask(server, "auth/role/add", name="root")
+        _ask(server, "auth/user/grant", user="root", role="root")
+        _ask(server, "auth/enable")
+        yield f"etcd://root:{quote(_SECRET, safe='')}@{server.address}"
 
 
 @pytest.fixture

@@ -18,9 +18,6 @@ import pytest
 
 from micro.backend import Connections
 from micro.errors import (
-    Closed,
-    ConfigError,
-    MicroError,
     PermissionDenied,
     Unauthenticated,
     Unavailable,
@@ -121,12 +118,14 @@ async def test_who_is_not_known_is_unauthenticated_at_connect(
 
 
 @pytest.mark.asyncio
-async def test_who_has_no_rights_is_refused_at_connect(
-    connected: Connected, server: EtcdServer
+async def test_who_has_no_rights_is_refused_at_connect_and_its_password_in_no_text(
+    connected: Connected, server: EtcdServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(PermissionDenied, match="needs the right to read these keys"):
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(PermissionDenied, match="needs the right to read these keys") as caught:
         async with connected(f"etcd://no:{QUOTED}@{server.address}"):
             pass
+    assert "canary" not in "".join(traceback.format_exception(caught.value)) + caplog.text
 
 
 @pytest.mark.asyncio
@@ -148,74 +147,6 @@ async def test_a_watch_without_rights_is_refused(connected: Connected, url: str)
         async with aclosing(registry._etcd.watch(b"0nothing of ours/", Mark(1, 1, None))) as events:
             with pytest.raises(PermissionDenied):
                 await anext(events)
-
-
-# -- passwords in files, and in no text -----------------------------------------------------------
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-async def test_a_password_may_be_in_a_file(
-    connected: Connected, server: EtcdServer, tmp_path: Path, end: str
-) -> None:
-    path = tmp_path / "password"
-    path.write_bytes(f"{SECRET}{end}".encode())
-    async with connected(f"etcd://writer@{server.address}?password_file={path}") as registry:
-        await registry.services()
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("name", "says"), [("missing", "No such file"), ("folder", "directory"), ("bytes", "UTF-8")]
-)
-async def test_a_password_file_that_cannot_be_read_is_a_config_error(
-    connected: Connected, server: EtcdServer, tmp_path: Path, name: str, says: str
-) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "bytes").write_bytes(b"\xff" + SECRET.encode())
-    path = tmp_path / name
-    with pytest.raises(ConfigError, match=says) as caught:
-        async with connected(f"etcd://writer@{server.address}?password_file={path}"):
-            pass
-    assert str(caught.value).startswith(f"--registry: cannot read the secret in {path}")
-    assert SECRET not in shown(caught.value)
-
-
-def shown(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error)) + repr(error)
-
-
-@pytest.mark.asyncio
-async def test_the_password_is_in_no_text(
-    connected: Connected,
-    server: EtcdServer,
-    caplog: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    texts: list[str] = []
-    wrong = [
-        f"etcd://writer:{QUOTED}x@{server.address}",  # no such password
-        f"etcd://no:{QUOTED}@{server.address}",  # no rights
-        f"etcd://writer:{QUOTED}@127.0.0.1:1",  # no server
-        f"etcd://writer:{QUOTED}@{server.address}?tls=true",
-        f"etcd://writer:{QUOTED}@{server.address}?timout=1",
-    ]
-    for url in wrong:
-        with pytest.raises(MicroError) as caught:
-            async with connected(url):
-                pass
-        texts.append(shown(caught.value))
-    async with connected(f"etcd://writer:{QUOTED}@{server.address}") as registry:
-        texts += [repr(registry), str(registry.url), repr(client(registry)), client(registry).name]
-        await registry.services()
-    with pytest.raises(Closed) as closed:
-        await registry.services()
-    texts += [shown(closed.value), caplog.text, *capfd.readouterr()]
-    for text in texts:
-        assert SECRET not in text
-        assert QUOTED not in text
-        assert "canary" not in text
 
 
 # -- tokens ---------------------------------------------------------------------------------------

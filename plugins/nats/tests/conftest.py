@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from urllib.parse import quote
 
 import nats
 import pytest
@@ -11,8 +13,12 @@ from nats.aio.client import Client as NatsClient
 
 from micro.backend import Connections
 from micro.registry import Registry
+from micro.testing.servers import NatsServer
 from micro.url import URL
 from micro_plugin_nats import NatsKVRegistry, NatsRegistry
+
+#: It has all that a URL has to quote.
+_SECRET = "canary:/@?&=% 7f3b"
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +43,14 @@ def publish() -> Callable[..., Awaitable[None]]:
 def kv_url(nats_url: str) -> str:
     """As ``nats_url``, for nodes in a bucket."""
     return f"nats-kv{nats_url.removeprefix('nats')}"
+
+
+@pytest.fixture(scope="module")
+def login_url(nats_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of who may do all, where a login is asked for."""
+    login = ("--user", "me", "--pass", _SECRET)
+    with NatsServer(nats_binary, tmp_path_factory.mktemp("locked"), arguments=login) as server:
+        yield f"nats://me:{quote(_SECRET, safe='')}@{server.address}"
 
 
 @asynccontextmanager

@@ -7,14 +7,15 @@ import pytest
 
 # The suites' asserts tell what was compared only if pytest rewrites them before they are imported.
 pytest.register_assert_rewrite(
-    *(f"micro.testing.{name}" for name in ("codec", "lifecycle", "pytest_plugin")),
+    *(f"micro.testing.{name}" for name in ("access", "codec", "lifecycle", "pytest_plugin")),
     *(f"micro.testing.{name}" for name in ("registry", "transport")),
-    *(f"micro.testing._{name}" for name in ("calls", "ends", "faults", "leaks", "limits")),
-    *(f"micro.testing._{name}" for name in ("model", "nodes", "secure", "streams")),
+    *(f"micro.testing._{name}" for name in ("access_tls", "calls", "ends", "faults", "leaks")),
+    *(f"micro.testing._{name}" for name in ("limits", "model", "nodes", "secure", "streams")),
     *(f"micro.testing._{name}" for name in ("unary", "watching")),
 )
 
-from micro.testing.codec import CodecSuite  # noqa: E402 - after the lines above
+from micro.testing.access import AccessSuite, NewServer  # noqa: E402 - after the lines above
+from micro.testing.codec import CodecSuite  # noqa: E402
 from micro.testing.environment import NotAvailable  # noqa: E402
 from micro.testing.proxy import FaultProxy  # noqa: E402
 from micro.testing.pytest_plugin import available  # noqa: E402
@@ -25,11 +26,13 @@ from micro.testing.transport import TransportSuite  # noqa: E402
 from micro.testing.waiting import eventually  # noqa: E402
 
 __all__ = [
+    "AccessSuite",
     "CodecSuite",
     "ConsulServer",
     "EtcdServer",
     "FaultProxy",
     "NatsServer",
+    "NewServer",
     "NotAvailable",
     "RegistrySuite",
     "Server",

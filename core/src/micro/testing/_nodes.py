@@ -16,7 +16,7 @@ from micro.errors import ServiceNotFound, Unavailable
 from micro.follow import View, Watch
 from micro.plugins import Plugins
 from micro.registry import Change, Endpoint, Node, Registry, RegistryFeatures, Snapshot, Value
-from micro.testing.lifecycle import SLACK, LifecycleSuite, through
+from micro.testing.lifecycle import SLACK, Clients, LifecycleSuite, through
 from micro.testing.proxy import FaultProxy
 
 ENDPOINT = Endpoint(
@@ -27,7 +27,29 @@ ENDPOINT = Endpoint(
 )
 
 
-class RegistryClients(LifecycleSuite[Registry]):
+class RegistryCalls(Clients[Registry]):
+    """What can be asked of a registry."""
+
+    def calls(self, backend: Registry) -> Sequence[Callable[[], Awaitable[object]]]:
+        node = new_node()
+        return [
+            lambda: backend.register(node, ttl=30),
+            lambda: backend.deregister(node),
+            lambda: backend.get(node.service),
+            backend.services,
+            lambda: first(backend, node.service),
+            lambda: first(backend, None),
+        ]
+
+    async def work(self, backend: Registry) -> None:
+        node = new_node()
+        await backend.register(node, ttl=30)
+        assert await backend.get(node.service) == (node,)
+        assert await first(backend, node.service) == Snapshot(nodes=(node,))
+        await backend.deregister(node)
+
+
+class RegistryClients(RegistryCalls, LifecycleSuite[Registry]):
     """Connected registries: ``registry``, ``other``, and ``far``, which stands behind ``proxy``."""
 
     @pytest_asyncio.fixture
@@ -48,24 +70,6 @@ class RegistryClients(LifecycleSuite[Registry]):
     async def far(self, url: str, proxy: FaultProxy, plugins: Plugins) -> AsyncIterator[Registry]:
         async with self.connected(through(url, proxy.address), plugins) as registry:
             yield registry
-
-    def calls(self, backend: Registry) -> Sequence[Callable[[], Awaitable[object]]]:
-        node = new_node()
-        return [
-            lambda: backend.register(node, ttl=30),
-            lambda: backend.deregister(node),
-            lambda: backend.get(node.service),
-            backend.services,
-            lambda: first(backend, node.service),
-            lambda: first(backend, None),
-        ]
-
-    async def work(self, backend: Registry) -> None:
-        node = new_node()
-        await backend.register(node, ttl=30)
-        assert await backend.get(node.service) == (node,)
-        assert await first(backend, node.service) == Snapshot(nodes=(node,))
-        await backend.deregister(node)
 
 
 class Reader:

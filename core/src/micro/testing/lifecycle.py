@@ -19,7 +19,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from micro.backend import Backend
+from micro.backend import Backend, Connections
 from micro.errors import Closed, Unauthenticated, Unavailable
 from micro.plugins import Plugins
 from micro.testing._leaks import given_back, held
@@ -44,17 +44,10 @@ def needed(given: T | None, otherwise: str) -> T:
     return given
 
 
-class LifecycleSuite(ABC, Generic[B]):
-    """The contract of ``Backend``: the suite of each kind stands on it.
-
-    ``server`` is what lets the faults be tested: without it they are skipped.
-    """
+class Clients(ABC, Generic[B]):
+    """Connected backends of one kind, and what can be asked of each."""
 
     backend: type[B]
-    #: Seconds in which a call ends, whatever the server does, with the options of ``url``.
-    timeout: ClassVar[float] = 5.0
-    #: Where all chance of a run comes from; None: another seed each time, which a failure shows.
-    seed: ClassVar[int | None] = None
 
     @abstractmethod
     def calls(self, backend: B) -> Sequence[Callable[[], Awaitable[object]]]:
@@ -74,13 +67,45 @@ class LifecycleSuite(ABC, Generic[B]):
         return None
 
     @pytest.fixture
+    def plugins(self) -> Plugins:
+        return Plugins()
+
+    @asynccontextmanager
+    async def connected(self, url: str | URL, plugins: Plugins) -> AsyncIterator[B]:
+        """A client of its own."""
+        connections = plugins.connections()
+        try:
+            async with self.joined(url, connections) as backend:
+                yield backend
+        finally:
+            await connections.aclose()
+
+    @asynccontextmanager
+    async def joined(self, url: str | URL, connections: Connections) -> AsyncIterator[B]:
+        """A client that shares what others have of ``connections``."""
+        backend = self.backend(url if isinstance(url, URL) else URL.parse(url, source="test"))
+        try:
+            await backend.connect(connections)
+            yield backend
+        finally:
+            await backend.aclose()
+
+
+class LifecycleSuite(Clients[B]):
+    """The contract of ``Backend``: the suite of each kind stands on it.
+
+    ``server`` is what lets the faults be tested: without it they are skipped.
+    """
+
+    #: Seconds in which a call ends, whatever the server does, with the options of ``url``.
+    timeout: ClassVar[float] = 5.0
+    #: Where all chance of a run comes from; None: another seed each time, which a failure shows.
+    seed: ClassVar[int | None] = None
+
+    @pytest.fixture
     def bad_credentials_url(self) -> str | None:
         """The URL of a server that refuses the password in it."""
         return None
-
-    @pytest.fixture
-    def plugins(self) -> Plugins:
-        return Plugins()
 
     @pytest.fixture
     def chance(self, request: pytest.FixtureRequest) -> random.Random:
@@ -96,18 +121,6 @@ class LifecycleSuite(ABC, Generic[B]):
         address = needed(server, "no server").address
         async with FaultProxy(address, seed=chance.getrandbits(32)) as proxy:
             yield proxy
-
-    @asynccontextmanager
-    async def connected(self, url: str | URL, plugins: Plugins) -> AsyncIterator[B]:
-        """A client of its own."""
-        connections = plugins.connections()
-        backend = self.backend(url if isinstance(url, URL) else URL.parse(url, source="test"))
-        try:
-            await backend.connect(connections)
-            yield backend
-        finally:
-            await backend.aclose()
-            await connections.aclose()
 
     @pytest.mark.asyncio
     @pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])

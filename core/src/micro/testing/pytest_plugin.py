@@ -203,10 +203,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
     page: Path | None = terminalreporter.config.getoption("--conformance")
     if page is not None:
+        from micro.testing.access import AccessSuite
         from micro.testing.registry import RegistrySuite
         from micro.testing.transport import TransportSuite
 
-        suites = {"registry": RegistrySuite, "transport": TransportSuite}
+        suites = {"registry": RegistrySuite, "access": AccessSuite, "transport": TransportSuite}
         _promises.write(page, _outcomes(terminalreporter.stats), suites)
 
 

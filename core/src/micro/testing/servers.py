@@ -268,43 +268,41 @@ class EtcdServer(Server):
             flags |= {"--cert-file": self._tls.certificate, "--key-file": self._tls.key}
         if self._client_ca:
             flags |= {"--client-cert-auth": "true", "--trusted-ca-file": self._client_ca}
-        return [
-            self._binary,
-            *(f"{name}={value}" for name, value in flags.items()),
-            *self._arguments,
-        ]
+        said = (f"{name}={value}" for name, value in flags.items())
+        return [self._binary, *said, *self._arguments]
 
     def answers(self) -> bool:
-        if self._tls:
-            context = ssl.create_default_context(cafile=self._tls.ca)
-            context.load_cert_chain(self._tls.certificate, self._tls.key)
-            client: http.client.HTTPConnection = http.client.HTTPSConnection(
-                HOST, self.port, timeout=1, context=context
-            )
-        else:
-            client = http.client.HTTPConnection(HOST, self.port, timeout=1)
-        try:
-            client.request("GET", "/health")  # it reads, through a leader
-            return client.getresponse().status == http.HTTPStatus.OK
-        except http.client.HTTPException:
-            return False
-        finally:
-            client.close()
+        # It reads, through a leader.
+        return _http_status(self.port, "GET", "/health", self._tls) == http.HTTPStatus.OK
 
 
 class ConsulServer(Server):
     """One agent of Consul that is its own cluster, of quick elections.
 
-    ``hcl`` are more lines of its configuration.
+    ``tls`` and ``client_ca`` are as of ``EtcdServer``, and ``hcl`` more lines of its configuration.
     """
 
     scheme = "consul"
     port_count = 3
 
-    def __init__(self, binary: Path, folder: Path, *, hcl: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        binary: Path,
+        folder: Path,
+        *,
+        tls: Identity | None = None,
+        client_ca: Path | None = None,
+        hcl: Sequence[str] = (),
+    ) -> None:
         super().__init__(folder)
         self._binary = binary.absolute()
-        self._hcl = ("performance { raft_multiplier = 1 }", "disable_update_check = true", *hcl)
+        self._tls = tls
+        self._hcl = ["performance { raft_multiplier = 1 }", "disable_update_check = true", *hcl]
+        if tls:
+            files = f'cert_file = "{tls.certificate}", key_file = "{tls.key}"'
+            if client_ca:
+                files += f', ca_file = "{client_ca}", verify_incoming = true'
+            self._hcl.append(f"tls {{ https {{ {files} }} }}")
 
     def command(self, data: Path, ports: Sequence[int]) -> Sequence[str | Path]:
         flags: dict[str, str | Path | int] = {
@@ -312,7 +310,8 @@ class ConsulServer(Server):
             "-node": "test",
             "-bind": HOST,
             "-client": HOST,
-            "-http-port": ports[0],
+            "-http-port": -1 if self._tls else ports[0],
+            "-https-port": ports[0] if self._tls else -1,
             "-serf-lan-port": ports[1],
             "-server-port": ports[2],
             # Not needed by tests, and else at fixed ports.
@@ -321,32 +320,42 @@ class ConsulServer(Server):
             "-grpc-port": -1,
             "-grpc-tls-port": -1,
         }
-        return [
-            self._binary,
-            "agent",
-            "-server",
-            "-bootstrap-expect=1",
-            *(f"{name}={value}" for name, value in flags.items()),
-            *(f"-hcl={line}" for line in self._hcl),
-        ]
+        said = [f"{name}={value}" for name, value in flags.items()]
+        said += [f"-hcl={line}" for line in self._hcl]
+        return [self._binary, "agent", "-server", "-bootstrap-expect=1", *said]
 
     def answers(self) -> bool:
         # It writes, through a leader. Reads wait for one for a long time; with ACLs both are 403.
-        return _http_status(self.port, "PUT", "/v1/kv/answers") in (200, 403)
+        return _http_status(self.port, "PUT", "/v1/kv/answers", self._tls) in (200, 403)
 
 
 class NatsServer(Server):
-    """One NATS server with JetStream. ``arguments`` are more of its flags."""
+    """One NATS server with JetStream.
+
+    ``tls`` and ``client_ca`` are as of ``EtcdServer``, and ``arguments`` more of its flags.
+    """
 
     scheme = "nats"
 
-    def __init__(self, binary: Path, folder: Path, *, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        binary: Path,
+        folder: Path,
+        *,
+        tls: Identity | None = None,
+        client_ca: Path | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
         super().__init__(folder)
         self._binary = binary.absolute()
-        self._arguments = arguments
+        self._arguments: list[str | Path] = [*arguments]
+        if tls:
+            self._arguments += ["--tls", "--tlscert", tls.certificate, "--tlskey", tls.key]
+        if client_ca:
+            self._arguments += ["--tlsverify", "--tlscacert", client_ca]
 
     def command(self, data: Path, ports: Sequence[int]) -> Sequence[str | Path]:
-        listen: Sequence[str | Path] = ["-a", HOST, "-p", str(ports[0])]
+        listen = ("-a", HOST, "-p", str(ports[0]))
         return [self._binary, *listen, "-js", "-sd", data, *self._arguments]
 
     def answers(self) -> bool:
@@ -355,9 +364,14 @@ class NatsServer(Server):
             return client.recv(5) == b"INFO "  # it says so once JetStream has its data
 
 
-def _http_status(port: int, method: str, path: str) -> int:
-    """What an HTTP server answers; 0 when that is no HTTP."""
+def _http_status(port: int, method: str, path: str, tls: Identity | None) -> int:
+    """What an HTTP server answers, which shows ``tls`` and is shown it; 0 when that is no HTTP."""
     client = http.client.HTTPConnection(HOST, port, timeout=1)
+    if tls:
+        context = ssl.create_default_context(cafile=tls.ca)
+        context.check_hostname = False  # a test may want it for another host
+        context.load_cert_chain(tls.certificate, tls.key)
+        client = http.client.HTTPSConnection(HOST, port, timeout=1, context=context)
     try:
         client.request(method, path)
         return client.getresponse().status
