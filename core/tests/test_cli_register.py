@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from micro.cli._upkeep import EVENTS as EVENTS_OF_A_NODE
 from micro.cli._upkeep import Health, Pace, Upkeep
 from micro.registry import Node, Registry
 from micro.testing import eventually
+from micro.testing.certificates import Authority, Identity
 from micro.testing.ports import unused_ports
 
 MICRO = str(Path(sys.executable).with_name("micro"))
@@ -85,9 +88,9 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> str:
 class Told:
     """A command in a process of its own, and the lines that it tells; JSON ones as they are."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, under: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [MICRO, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*under, MICRO, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         self.lines: list[str] = []
 
@@ -118,8 +121,8 @@ class Told:
 
 
 @contextmanager
-def told(*words: str) -> Iterator[Told]:
-    command = Told(*words)
+def told(*words: str, under: Sequence[str] = ()) -> Iterator[Told]:
+    command = Told(*words, under=under)
     try:
         yield command
     finally:
@@ -144,7 +147,9 @@ def program(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def answering(*parts: bytes, hangs: bool = False) -> AsyncIterator[tuple[str, list[bytes]]]:
+async def answering(
+    *parts: bytes, hangs: bool = False, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[str, list[bytes]]]:
     """The address of a server that says this, and the first lines of what it was asked."""
     asked: list[bytes] = []
 
@@ -157,7 +162,7 @@ async def answering(*parts: bytes, hangs: bool = False) -> AsyncIterator[tuple[s
             if hangs:
                 await reader.read()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
     async with server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
 
@@ -216,6 +221,141 @@ async def test_a_page_is_asked_over_a_unix_socket_too(tmp_path: Path) -> None:
     async with await asyncio.start_unix_server(answer, tmp_path / "socket"):
         await probe("/well", f"unix:{tmp_path}/socket")()
     assert (await asked).startswith(b"GET /well HTTP/1.1\r\nHost: localhost\r\n")
+
+
+WELL = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.create(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority that no check trusts."""
+    return Authority.create(tmp_path_factory.mktemp("stranger"))
+
+
+@pytest.fixture
+def trusted(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Authority:
+    """The authority that is named for checks."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
+    return authority
+
+
+def shows(identity: Identity, wants: Path | None = None) -> ssl.SSLContext:
+    """What a server speaks TLS with; ``wants`` is an authority whose certificate it asks for."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=wants)
+    context.load_cert_chain(identity.certificate, identity.key)
+    if wants:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@pytest.mark.asyncio
+async def test_a_page_over_https_is_well_if_its_authority_is_named(trusted: Authority) -> None:
+    async with answering(WELL, tls=shows(trusted.server())) as (address, asked):
+        await probe(f"https://{address}/well", "127.0.0.1:1")()
+        await probe(f"https://localhost:{address.partition(':')[2]}", "127.0.0.1:1")()
+    assert asked == [b"GET /well HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n"]
+
+
+@pytest.mark.asyncio
+async def test_a_page_over_https_is_well_though_its_server_never_hangs_up(
+    trusted: Authority,
+) -> None:
+    identity, left = trusted.server(), threading.Event()
+
+    def serve(listener: socket.socket) -> bytes:
+        """It answers, and looks at nothing more until the check is over."""
+        with listener.accept()[0] as accepted:
+            accepted.settimeout(PATIENCE)
+            with shows(identity).wrap_socket(accepted, server_side=True) as client:
+                client.recv(1000)
+                client.sendall(WELL)
+                assert left.wait(PATIENCE)
+                return client.recv(1000)
+
+    with listening(0) as listener:
+        served = asyncio.create_task(asyncio.to_thread(serve, listener))
+        async with asyncio.timeout(PATIENCE / 2):  # asyncio waits 30 s for the goodbye of TLS
+            await probe(f"https://127.0.0.1:{listener.getsockname()[1]}/", "127.0.0.1:1")()
+        left.set()
+        assert await served == b""  # it is told that we go
+
+
+@pytest.mark.asyncio
+async def test_a_page_over_https_whose_certificate_is_wrong_is_ill_and_says_what_helps(
+    trusted: Authority, stranger: Authority
+) -> None:
+    day = timedelta(days=1)
+    wrong = {
+        "name its authority with SSL_CERT_FILE=FILE": stranger.server(),
+        "renew it": trusted.service("old", lives=-day),
+        "use a host that it names": trusted.service("other", hosts=["other.test"]),
+    }
+    for helps, identity in wrong.items():
+        async with answering(WELL, tls=shows(identity)) as (address, asked):
+            with pytest.raises(Ill) as caught:
+                await probe(f"https://{address}/", "127.0.0.1:1")()
+        assert str(caught.value).startswith("its certificate is not trusted: ")
+        assert str(caught.value).endswith(f"; {helps}")
+        assert not asked
+
+
+@pytest.mark.asyncio
+async def test_a_page_over_https_that_asks_for_our_certificate_is_ill_and_says_what_helps(
+    trusted: Authority,
+) -> None:
+    tls = shows(trusted.server(), wants=trusted.ca)
+
+    def serve(listener: socket.socket) -> None:
+        """It refuses, and reads on: else a reset might come before what it says."""
+        client = tls.wrap_socket(listener.accept()[0], True, do_handshake_on_connect=False)
+        with client, pytest.raises(ssl.SSLError):
+            client.settimeout(PATIENCE)
+            try:
+                client.do_handshake()
+            finally:
+                while socket.socket.recv(client, 1000):
+                    pass
+
+    with listening(0) as listener:
+        served = asyncio.create_task(asyncio.to_thread(serve, listener))
+        with pytest.raises(Ill) as caught:
+            await probe(f"https://127.0.0.1:{listener.getsockname()[1]}/", "127.0.0.1:1")()
+        await served
+    assert str(caught.value).startswith("it refuses our TLS: ")
+    assert str(caught.value).endswith("; a check shows no certificate: write tcp")
+
+
+@pytest.mark.asyncio
+async def test_a_page_over_https_of_a_server_without_tls_is_ill_and_says_what_helps() -> None:
+    async with answering(WELL) as (address, _):
+        with pytest.raises(Ill) as caught:
+            await probe(f"https://{address}/", "127.0.0.1:1")()
+    assert str(caught.value) == "it does not speak TLS; write http://"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "No such file or directory"), ("no PEM", "no certificates in PEM: ")],
+)
+def test_authorities_that_cannot_be_read_are_a_usage_error(
+    content: str | None,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    words = ("--address", "127.0.0.1:1", "--check", "https://127.0.0.1:1/")
+    assert main(["register", "web", *words]) == Exit.USAGE
+    assert capsys.readouterr().err.startswith(f"error: ConfigError: SSL_CERT_FILE={path}: {why}")
 
 
 @pytest.mark.parametrize(
@@ -421,6 +561,48 @@ def test_an_interrupt_deregisters_and_ends_with_130() -> None:
     assert rest.split()[-1] == "SIGINT"
 
 
+#: It takes a terminal for its own, and becomes the command that follows.
+ON_TERMINAL = """
+import os, sys
+os.close(os.open(sys.argv[1], os.O_RDWR))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_a_terminal_that_goes_away_deregisters_and_ends_with_0() -> None:
+    """The kernel sends a SIGHUP then, and nothing can be told any more."""
+    words = (MICRO, "register", "web", "--address", "127.0.0.1:9", "--check", "none")
+    with told("services", "web", "--watch", "--json") as watching:
+        watching.event("live")
+        ours, its = os.openpty()
+        with closing(os.fdopen(ours, "rb", buffering=0)):
+            command = subprocess.Popen(
+                [sys.executable, "-c", ON_TERMINAL, os.ttyname(its), *words],
+                stdin=its,
+                stdout=its,
+                stderr=its,
+                start_new_session=True,
+            )
+            os.close(its)
+            watching.event("create")
+        try:
+            watching.event("delete")
+            assert command.wait(PATIENCE) == Exit.OK
+        finally:
+            command.kill()
+            command.wait()
+
+
+def test_a_hangup_is_nothing_under_nohup() -> None:
+    words = ("register", "web", "--address", "127.0.0.1:9", "--check", "none", "--json")
+    with told(*words, under=("nohup",)) as command:
+        command.event("registered")
+        command.process.send_signal(signal.SIGHUP)
+        assert run("describe", "web").returncode == Exit.OK
+        status, rest = command.end()
+    assert (status, json.loads(rest)["detail"]) == (Exit.OK, "SIGTERM")
+
+
 def test_register_follows_the_program_that_comes_and_goes() -> None:
     port = unused_ports(1)[0]
     words = ("--address", f"127.0.0.1:{port}", "--interval", "100ms", "--json")
@@ -431,6 +613,22 @@ def test_register_follows_the_program_that_comes_and_goes() -> None:
                 assert command.event("registered").get("detail") == detail
             assert command.event("deregistered")["detail"].startswith("unhealthy: connection ref")
         assert command.end() == (Exit.OK, "")
+
+
+@pytest.mark.asyncio
+async def test_a_program_is_registered_once_its_certificate_is_trusted(
+    trusted: Authority, stranger: Authority
+) -> None:
+    tls = shows(stranger.server())
+    async with answering(WELL, tls=tls) as (address, _):
+        words = ("--address", address, "--check", f"https://{address}/", "--json")
+        with told("register", "web", *words) as command:
+            waiting = await asyncio.to_thread(command.event, "waiting")
+            assert waiting["detail"].endswith("; name its authority with SSL_CERT_FILE=FILE")
+            mended = trusted.server()
+            tls.load_cert_chain(mended.certificate, mended.key)
+            await asyncio.to_thread(command.event, "registered")
+            assert (await asyncio.to_thread(command.end))[0] == Exit.OK
 
 
 def test_a_call_reaches_a_program_that_was_registered(program: Path) -> None:

@@ -17,6 +17,9 @@ SPOKEN = "the server speaks TLS; add ?tls=true, and ca=FILE when its authority i
 #: What helps where the server wants to know who we are.
 CERTIFICATE = "name a client certificate with cert= key="
 
+#: The reasons of OpenSSL for which the other side does not speak TLS.
+NO_TLS: frozenset[str] = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"})
+
 #: What helps by OpenSSL's X509_V_ERR_..., where no authority does.
 _ADVICE = {
     9: "the clocks of the hosts differ",
@@ -99,11 +102,16 @@ def tls_fault(error: BaseException | None) -> str:
             return ""
         error = error.__cause__ or error.__context__
     if isinstance(error, ssl.SSLCertVerificationError):
-        advice = _ADVICE.get(error.verify_code, "name its authority with ca=")
-        return f"the server's certificate is not trusted: {error.verify_message}; {advice}"
-    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
+        return f"the server's certificate is {untrusted(error, 'ca=')}"
+    if error.reason in NO_TLS:
         return PLAIN
     return f"the server refuses our TLS: {error.reason}; {CERTIFICATE}"
+
+
+def untrusted(error: ssl.SSLCertVerificationError, option: str) -> str:
+    """Why a certificate is not trusted, and what to do; ``option`` names authorities to trust."""
+    advice = _ADVICE.get(error.verify_code, f"name its authority with {option}")
+    return f"not trusted: {error.verify_message}; {advice}"
 
 
 def split_host(host: str, port: int) -> tuple[str, int]:

@@ -75,7 +75,8 @@ class Settings:
     ``arguments`` are flags; None means those of this process. ``environment`` None means the
     process's own.
 
-    ``colour`` is False when NO_COLOR is set (https://no-color.org).
+    ``colour`` is False when NO_COLOR is set (https://no-color.org). ``authorities`` is the file of
+    authorities to trust that SSL_CERT_FILE names for OpenSSL; empty where it names none.
 
     Raises:
         ConfigError: a flag is unknown or has no value; the text names the nearest one.
@@ -88,6 +89,7 @@ class Settings:
         environment = os.environ if environment is None else environment
         self.wants_help: bool = False
         self.colour: bool = not environment.get("NO_COLOR")
+        self.authorities: str = environment.get("SSL_CERT_FILE", "")
         self._given: dict[str, list[Given]] = {}
         for setting in SETTINGS:
             variable = f"MICRO_{setting.name.upper()}"

@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
+from micro.access import NO_TLS, untrusted
 from micro.errors import ConfigError
 from micro.transport import UNIX, split_address
 
@@ -37,20 +38,22 @@ class _Page(NamedTuple):
     request: bytes
 
 
-def probe_of(text: str, address: str) -> Probe | None:
+def probe_of(text: str, address: str, authorities: str = "") -> Probe | None:
     """The check that ``text`` asks for, of the program at ``address``; None for no check.
 
+    ``authorities`` is the file that SSL_CERT_FILE names, if any.
+
     Raises:
-        ConfigError: it is none; the text says what is.
+        ConfigError: it is none; the text says what is. Or it needs the file, which cannot be used.
     """
     if text == "none":
         return None
     if text == "tcp":
         return partial(_connect, address)
-    return partial(_get, _page(text, address))
+    return partial(_get, _page(text, address, authorities))
 
 
-def _page(text: str, address: str) -> _Page:
+def _page(text: str, address: str, authorities: str) -> _Page:
     if not _PAGE.fullmatch(text):
         raise ConfigError(f"--check: {text!r}: {_WRITTEN_AS}")
     own = text.startswith("/")
@@ -65,8 +68,20 @@ def _page(text: str, address: str) -> _Page:
         f"GET {path} HTTP/1.1\r\nHost: {given.netloc}\r\nUser-Agent: micro-register\r\n"
         "Accept: */*\r\nConnection: close\r\n\r\n"
     )
-    tls = ssl.create_default_context() if given.scheme == "https" else None
+    tls = _trusting(authorities) if given.scheme == "https" else None
     return _Page(address if own else f"{given.hostname}:{port}", tls, request.encode())
+
+
+def _trusting(authorities: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    try:  # OpenSSL passes over a file that it cannot use
+        if authorities:
+            context.load_verify_locations(authorities)
+    except ssl.SSLError as exc:
+        raise ConfigError(f"SSL_CERT_FILE={authorities}: no certificates in PEM: {exc}") from None
+    except OSError as exc:
+        raise ConfigError(f"SSL_CERT_FILE={authorities}: {exc.strerror}") from None
+    return context
 
 
 async def _connect(address: str) -> None:
@@ -76,17 +91,33 @@ async def _connect(address: str) -> None:
 
 async def _get(page: _Page) -> None:
     """Ask for a page, and read the head of the answer."""
+    try:
+        status = await _answered(page)
+    except ssl.SSLError as exc:
+        raise Ill(_fault(exc)) from None
+    if status >= 300:
+        more = "; write where that leads to" if status < 400 else ""
+        raise Ill(f"status {status}{more}")
+
+
+async def _answered(page: _Page) -> int:
     reader, writer = await _opened(page.address, page.tls)
     try:
         writer.write(page.request)
         status = 100
         while status < 200:  # what comes before the answer
             status = await _status(reader)
+        return status
     finally:
         await _closed(writer)
-    if status >= 300:
-        more = "; write where that leads to" if status < 400 else ""
-        raise Ill(f"status {status}{more}")
+
+
+def _fault(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is {untrusted(error, 'SSL_CERT_FILE=FILE')}"
+    if error.reason in NO_TLS:
+        return "it does not speak TLS; write http://"
+    return f"it refuses our TLS: {error.reason}; a check shows no certificate: write tcp"
 
 
 async def _status(reader: asyncio.StreamReader) -> int:
@@ -113,5 +144,6 @@ async def _opened(
 
 async def _closed(writer: asyncio.StreamWriter) -> None:
     writer.close()
+    writer.transport.abort()  # with TLS it would wait until the other side has said goodbye too
     with suppress(OSError):
         await writer.wait_closed()

@@ -167,7 +167,7 @@ def _plan(ctx: click.Context, service: str, command: tuple[str, ...], **given: A
         )
     return Plan(
         node=node,
-        probe=probe_of(given["check"], node.address),
+        probe=probe_of(given["check"], node.address, settings.authorities),
         pace=Pace(**{name: given[name] for name in Pace.__struct_fields__}),
         ttl=ttl,
         interval=settings.duration("register_interval", None, ttl / 3),
