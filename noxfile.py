@@ -20,8 +20,8 @@ DISTRIBUTIONS = [
     path.parent.relative_to(ROOT)
     for path in [ROOT / "core/pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))]
 ]
-#: Most tests wait, for a process or a time to live; those of one file share what they start.
-PARALLEL = ["-n", "4", "--dist", "loadfile"]
+#: Most tests wait, for a process or a time to live; who has none left takes some of another's.
+PARALLEL = ["-n", "5", "--dist", "worksteal"]
 #: Some measure this machine, and run when all others are done.
 OTHERS, ALONE = ["-m", "not alone"], ["-m", "alone", "tests/faults"]
 #: Of the suites, a few tests show that they came with the wheel; all of them `tests` has run.
@@ -73,7 +73,7 @@ def faults(session: nox.Session) -> None:
     """What must hold while registries, links and services fail, in part; --full; --seed N."""
     install(session, "tests", *go())
     # More at once than other tests, and with servers of their own: these mostly wait.
-    parallel = [*PARALLEL, "-n", "6", "--dist", "worksteal", *OTHERS, "tests/faults"]
+    parallel = [*PARALLEL, "-n", "6", *OTHERS, "tests/faults"]
     for arguments in (parallel, ALONE):
         session.run("pytest", *arguments, *session.posargs, success_codes=[0, 5])  # 5: none of them
 
