@@ -384,6 +384,7 @@ async def test_watch_ends_when_its_view_is_closed() -> None:
         await view.aclose()
         assert await asyncio.wait_for(_all(watch), 5) == []
         assert isinstance(watch.error, Closed)
+        assert watch.state == "stale"
 
 
 async def _all(watch: AsyncIterator[Change]) -> list[Change]:

@@ -79,6 +79,8 @@ class View:
         self._trust()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        if self._live:
+            self._live, self._last_live = False, time.monotonic()
         self.error = Closed("watch: used after its client was closed")
         self._settled.set()
         for watch in self._watches:

@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +120,18 @@ async def test_a_server_that_is_full_is_resource_exhausted_and_still_read(
                 large = msgspec.structs.replace(NODE, metadata={"a": f"{step:8000}"})
                 await registry.register(large, ttl=60)
         assert len(await registry.get("greeter")) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_watch_that_the_server_does_not_take_ends_and_waits_for_nothing(
+    connected: Connected, etcd_binary: Path, tmp_path: Path
+) -> None:
+    with EtcdServer(etcd_binary, tmp_path, arguments=["--max-concurrent-streams=1"]) as server:
+        async with connected(server.url) as registry:
+            assert registry._etcd is not None
+            mark = (await registry._etcd.read(b"/")).mark
+            async with aclosing(registry._etcd.watch(b"/", mark)) as watch:
+                assert await anext(watch) is None
+                with pytest.raises(Unavailable, match="takes nothing"):
+                    async with asyncio.timeout(2 + SLACK):
+                        await anext(registry._etcd.watch(b"/", mark))

@@ -13,6 +13,8 @@ from nats.aio.client import Client as NatsClient
 
 from micro.backend import Connections
 from micro.registry import Registry
+from micro.testing.certificates import Identity
+from micro.testing.ports import HOST, unused_ports
 from micro.testing.servers import NatsServer
 from micro.url import URL
 from micro_plugin_nats import NatsKVRegistry, NatsRegistry
@@ -37,6 +39,26 @@ def raw() -> Callable[..., AbstractAsyncContextManager[NatsClient]]:
 def publish() -> Callable[..., Awaitable[None]]:
     """``await publish(address, {subject: data})``."""
     return _publish
+
+
+@pytest.fixture
+def cluster(nats_binary: Path, tmp_path: Path) -> Callable[..., tuple[NatsServer, NatsServer]]:
+    """``first, second = cluster()``, which are not started; ``tls`` as of NatsServer."""
+
+    def make(tls: Identity | None = None) -> tuple[NatsServer, NatsServer]:
+        routes = [f"nats://{HOST}:{port}" for port in unused_ports(2)]
+        first, second = (
+            NatsServer(
+                nats_binary,
+                tmp_path / name,
+                tls=tls,
+                arguments=["-n", name, "--cluster_name", "c", "--cluster", own, "--routes", other],
+            )
+            for name, own, other in zip("ab", routes, reversed(routes), strict=True)
+        )
+        return first, second
+
+    return make
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 import msgspec
 import pytest
+from nats.aio.client import Client as NatsClient
 
 from micro.backend import Connections
 from micro.errors import (
@@ -27,8 +28,14 @@ from micro.testing import eventually
 from micro.testing.ports import HOST, unused_ports
 from micro.testing.proxy import FaultProxy
 from micro.testing.servers import NatsServer
+from micro.url import URL
+from micro_plugin_nats import _dialing
+from micro_plugin_nats._client import Client
+from micro_plugin_nats._options import NatsOptions
 
 Connected = Callable[..., AbstractAsyncContextManager[Registry]]
+Cluster = Callable[..., tuple[NatsServer, NatsServer]]
+Raw = Callable[..., AbstractAsyncContextManager[NatsClient]]
 
 NODE = Node(service="greeter", id="greeter-1", address="127.0.0.1:9301")
 OTHER = msgspec.structs.replace(NODE, id="greeter-2")
@@ -164,6 +171,20 @@ async def test_when_a_server_is_gone_all_meet_at_the_next(
             await eventually(lambda: _finds(other), within=5 + SLACK)
 
 
+@pytest.mark.asyncio
+async def test_a_server_that_joins_the_cluster_later_is_met_when_the_first_is_gone(
+    connected: Connected, raw: Raw, cluster: Cluster
+) -> None:
+    first, second = cluster()
+    with first:
+        async with connected(f"nats://{first.address}") as registry, raw(first.address) as client:
+            with second:
+                await eventually(lambda: bool(client.discovered_servers), within=5 + SLACK)
+                await registry.register(NODE, ttl=60)
+                await asyncio.to_thread(first.kill)
+                await eventually(lambda: _finds(registry), within=5 + SLACK)
+
+
 async def _finds(registry: Registry) -> bool:
     try:
         return await registry.get("greeter") == (NODE,)
@@ -264,6 +285,42 @@ async def test_who_closes_while_the_server_does_not_read_is_done_soon(
             assert {type(outcome) for outcome in outcomes} == {Unavailable}
             began = time.monotonic()
         assert time.monotonic() - began < 1 + SLACK
+
+
+@pytest.mark.asyncio
+async def test_who_is_cancelled_while_it_closes_leaves_no_connection(nats: NatsServer) -> None:
+    nats.start()
+    client = await Client.made(URL.parse(nats.url, source="--registry"), NatsOptions())
+    link = await client.link()
+    writer = _dialing._writer(link._nats)
+    await asyncio.to_thread(nats.pause)
+    try:
+        for _ in range(8):  # more than the system takes
+            await link.publish("greeter", bytes(1_000_000))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await client.aclose()
+    finally:
+        nats.resume()
+    assert writer is not None
+    assert writer.transport.is_closing()
+
+
+@pytest.mark.asyncio
+async def test_who_closes_while_it_connects_again_is_done_at_whatever_step(nats_url: str) -> None:
+    url = URL.parse(nats_url, source="--registry")
+    for step in range(24):
+        client = await Client.made(url, NatsOptions())
+        await (await client.link()).aclose()
+        client._link = None
+        keeping = asyncio.create_task(client.keep())
+        for _ in range(step):
+            await asyncio.sleep(0)
+        keeping.cancel()
+        _, going_on = await asyncio.wait([keeping], timeout=1 + SLACK)
+        keeping.cancel()
+        await client.aclose()
+        assert not going_on, f"after {step} steps"
 
 
 @pytest.mark.asyncio

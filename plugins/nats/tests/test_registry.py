@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
@@ -211,6 +213,20 @@ async def test_while_the_server_is_down_nothing_is_registered_late(
         assert await registry.get("greeter") == (OTHER,)
 
 
+@pytest.mark.asyncio
+async def test_what_could_not_be_said_before_the_connection_ended_is_not_said_on_the_next(
+    nats: NatsServer, nats_url: str, connected: Connected
+) -> None:
+    async with connected(f"{nats_url}?timeout=500ms") as registry, watching(registry) as watch:
+        await asyncio.to_thread(nats.pause)  # it takes what is sent, and answers nothing
+        with pytest.raises(Unavailable):
+            await registry.register(NODE, ttl=60)
+        await asyncio.to_thread(nats.restart)
+        await eventually(lambda: _registers(registry, OTHER), within=5 + SLACK)
+        assert await registry.get("greeter") == (OTHER,)
+        await eventually(lambda: ids(watch) == [OTHER.id], within=5 + SLACK)
+
+
 async def _registers(registry: Registry, node: Node) -> bool:
     try:
         await registry.register(node, ttl=60)
@@ -326,6 +342,15 @@ async def test_there_is_no_going_on_from_a_mark(registry: Registry) -> None:
         await anext(registry.follow("greeter", mark))
 
 
+@pytest.mark.asyncio
+async def test_that_nobody_answers_is_told_in_a_short_timeout_too(
+    nats_url: str, connected: Connected
+) -> None:
+    async with connected(f"{nats_url}?timeout=400ms") as registry:
+        with pytest.raises(ServiceNotFound):
+            await registry.get("greeter")
+
+
 # -- what others say ------------------------------------------------------------------------------
 
 
@@ -383,3 +408,36 @@ async def test_a_missing_right_is_told_with_its_subject(
         with pytest.raises(PermissionDenied, match=r"js\.api\.stream\.info"):
             async with connected(f"nats-kv://kv:p@{server.address}"):
                 pass
+
+
+@pytest.mark.asyncio
+async def test_a_right_that_is_taken_and_given_back_is_used_again(
+    nats_binary: Path, tmp_path: Path, connected: Connected
+) -> None:
+    config = tmp_path / "nats.conf"
+
+    def allow(subscribe: str) -> None:
+        config.write_text(
+            "authorization { users: [{user: me, password: p, permissions: "
+            f'{{publish: [">"], subscribe: ["_INBOX.>", "{subscribe}"]}}}}] }}'
+        )
+
+    async def may_register() -> bool:
+        try:
+            await registered.register(NODE, ttl=60)
+        except PermissionDenied:
+            return False
+        return True
+
+    async def may_not() -> bool:
+        return not await may_register()
+
+    allow("micro.registry.nats.>")
+    with NatsServer(nats_binary, tmp_path, arguments=["-c", str(config)]) as server:
+        async with connected(f"nats://me:p@{server.address}") as registered:
+            allow("micro.registry.nats.query")
+            os.kill(server.pid, signal.SIGHUP)  # it reads the file again
+            await eventually(may_not, within=SLACK)
+            allow("micro.registry.nats.>")
+            os.kill(server.pid, signal.SIGHUP)
+            await eventually(may_register, within=2 + SLACK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from micro.errors import ConfigError
+from micro.errors import ConfigError, MicroError
 from micro.registry import Node, Registry
 from micro.testing import eventually
 from micro.testing.certificates import Authority
 from micro.testing.ports import HOST
 from micro.testing.servers import NatsServer
 
+Cluster = Callable[..., tuple[NatsServer, NatsServer]]
 Connected = Callable[..., AbstractAsyncContextManager[Registry]]
 
 NODE = Node(service="greeter", id="greeter-1", address="127.0.0.1:9301")
@@ -71,3 +73,29 @@ async def test_it_speaks_tls_again_after_a_restart(
             await asyncio.to_thread(server.restart)
             await eventually(registry.services, within=5 + SLACK)
             assert await registry.get("greeter") == (NODE,)
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_is_known_by_its_address_has_the_name_of_its_cluster(
+    connected: Connected, cluster: Cluster, authority: Authority
+) -> None:
+    """Servers name each other by their addresses, which certificates seldom do."""
+    first, second = cluster(tls=authority.service("nats", hosts=["localhost"]))
+    with first, second:
+
+        def has_named_the_second() -> bool:
+            with socket.create_connection((HOST, first.port), timeout=1) as client:
+                return f"{HOST}:{second.port}".encode() in client.recv(4096)
+
+        await eventually(has_named_the_second, within=5 + SLACK)
+        async with connected(f"nats://localhost:{first.port}?ca={authority.ca}") as registry:
+            await asyncio.to_thread(first.kill)
+
+            async def is_at_the_second() -> bool:
+                try:
+                    await registry.register(NODE, ttl=60)
+                except MicroError:
+                    return False
+                return True
+
+            await eventually(is_at_the_second, within=5 + SLACK)

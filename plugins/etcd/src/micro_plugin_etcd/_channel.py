@@ -151,12 +151,14 @@ class Stream(Generic[M]):
 
     async def write(self, message: Message, *, within: float) -> None:
         """Send ``message`` within so many seconds; when that cannot be done, reading says why."""
-        with suppress(asyncio.InvalidStateError, TimeoutError):
+        try:
             async with asyncio.timeout(within):
-                try:
+                with suppress(asyncio.InvalidStateError):
                     await self._call.write(message)
-                except _FAILURES as exc:
-                    raise self._told(exc) from None
+        except TimeoutError:  # what was not asked for is not to be waited for
+            self.end(Unavailable(f"etcd: the server takes nothing for {within:g} s"))
+        except _FAILURES as exc:
+            raise self._told(exc) from None
 
     async def read(self) -> M:
         """The next message.

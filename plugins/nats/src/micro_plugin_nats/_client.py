@@ -16,7 +16,7 @@ from micro.access import load_tls, split_host
 from micro.backend import Connections
 from micro.errors import Closed, ConfigError, MicroError, Unauthenticated, Unavailable
 from micro.url import URL, read_secret
-from micro_plugin_nats._dialing import Login
+from micro_plugin_nats._dialing import Host, Login
 from micro_plugin_nats._link import Link
 from micro_plugin_nats._options import NatsOptions
 
@@ -70,7 +70,7 @@ class Client:
         self.timeout: float = options.timeout
         self._tls = tls
         self._login = Login(url.username, password) if password else None
-        self._hosts = deque(_with_port(host) for host in url.hosts or ("127.0.0.1",))
+        self._hosts = deque(Host(_with_port(host)) for host in url.hosts or ("127.0.0.1",))
         self._link: Link | None = None
         self._linked = asyncio.Event()
         self._was_linked = False
@@ -154,6 +154,7 @@ class Client:
         _log.info("%s: the connection has ended", self.name)
         self._link = None
         self._error = link.error or self._error
+        self._know(link.others)  # of those too that have joined since
         await link.aclose()
         await asyncio.sleep(uniform(*_PAUSE))
 
@@ -161,7 +162,7 @@ class Client:
         """To the first host that lets us in; a mistake of ours tells more than one that is down."""
         errors: list[MicroError] = []
         for _ in range(len(self._hosts)):
-            name = f"{self.name}: {self._hosts[0]}" if len(self._hosts) > 1 else self.name
+            name = f"{self.name}: {self._hosts[0].address}" if len(self._hosts) > 1 else self.name
             link = Link(name, is_again=self._was_linked)
             try:
                 await link.open(self._hosts[0], self._login, self._tls, within=each)
@@ -177,7 +178,9 @@ class Client:
         raise (told or errors)[0]
 
     def _know(self, others: tuple[str, ...]) -> None:
-        new = [host for host in others if host not in self._hosts]
+        """Of servers that the first has named."""
+        known = {host.address for host in self._hosts}
+        new = [self._hosts[0].of_its_cluster(other) for other in others if other not in known]
         self._hosts.extend(new[: _HOSTS - len(self._hosts)])
 
 

@@ -25,7 +25,7 @@ from micro.errors import (
     Unavailable,
 )
 from micro_plugin_nats import _dialing
-from micro_plugin_nats._dialing import Login
+from micro_plugin_nats._dialing import Host, Login
 
 _log = logging.getLogger("micro.nats")
 
@@ -64,14 +64,26 @@ Lost = Callable[[MicroError], None]
 class Concern:
     """Somebody to be told of the end, or that a right to one of ``subjects`` is missing."""
 
-    __slots__ = ("lost", "subjects", "subscription")
+    __slots__ = ("subjects", "subscription")
 
-    def __init__(
-        self, lost: Lost, subjects: tuple[str, ...], subscription: Subscription | None = None
-    ) -> None:
-        self.lost: Lost = lost
+    def __init__(self, *subjects: str, subscription: Subscription | None = None) -> None:
         self.subjects: tuple[str, ...] = subjects
         self.subscription: Subscription | None = subscription
+
+    def lose(self, error: MicroError) -> None:
+        """Something was missed, or no more comes."""
+        raise NotImplementedError
+
+
+class _Listener(Concern):
+    __slots__ = ("_lost",)
+
+    def __init__(self, subject: str, subscription: Subscription, lost: Lost) -> None:
+        super().__init__(subject, subscription=subscription)
+        self._lost = lost
+
+    def lose(self, error: MicroError) -> None:
+        self._lost(error)
 
 
 class Connection:
@@ -87,8 +99,6 @@ class Connection:
         self.is_again: bool = is_again
         self.opened: float = math.inf
         self.ended: asyncio.Event = asyncio.Event()
-        #: Servers of the same cluster that this one has named, ``host:port``.
-        self.others: tuple[str, ...] = ()
         #: Why it has ended.
         self.error: MicroError | None = None
         self._nats = NatsClient()
@@ -96,7 +106,7 @@ class Connection:
         self._concerns: set[Concern] = set()
 
     async def open(
-        self, host: str, login: Login | None, tls: ssl.SSLContext | None, *, within: float
+        self, host: Host, login: Login | None, tls: ssl.SSLContext | None, *, within: float
     ) -> None:
         """Connect to ``host``; cancelled or failed, it leaves nothing open.
 
@@ -108,7 +118,8 @@ class Connection:
         told = (self._on_error, self._on_closed)
         try:
             async with asyncio.timeout(within):
-                await _dialing.dial(self._nats, host, login, tls, within, *told)
+                with _dialing.cancellable():
+                    await _dialing.dial(self._nats, host, login, tls, within, *told)
         except Exception as exc:
             error = _dialing.translated(exc, self._nats, self.where, within)
             await self.aclose()
@@ -118,8 +129,12 @@ class Connection:
             raise
         self._is_opening = False
         self.opened = time.monotonic()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Servers of the same cluster that this one has named so far, ``host:port``."""
         netlocs = (server.netloc for server in self._nats.discovered_servers)
-        self.others = tuple(netloc.rpartition("@")[2] for netloc in netlocs)
+        return tuple(netloc.rpartition("@")[2] for netloc in netlocs)
 
     async def aclose(self) -> None:
         self._end(Closed(f"{self.where}: closed"))
@@ -167,7 +182,7 @@ class Connection:
             )
         except (Error, OSError) as exc:
             raise Unavailable(f"{self.where}: {exc}") from None
-        concern = Concern(lost, (subject,), subscription)
+        concern = _Listener(subject, subscription, lost)
         try:
             self.add_concern(concern)
             yield
@@ -199,7 +214,7 @@ class Connection:
             self.error = error
             self.ended.set()
             for concern in tuple(self._concerns):
-                concern.lost(error)
+                concern.lose(error)
 
     async def _on_error(self, error: Exception) -> None:
         """What nats-py has to say: while it connects, it would go on for ever."""
@@ -222,7 +237,7 @@ class Connection:
 
     def _tell(self, error: MicroError, concerned: Callable[[Concern], bool]) -> None:
         for concern in [concern for concern in self._concerns if concerned(concern)]:
-            concern.lost(error)
+            concern.lose(error)
 
 
 def _is_about(text: str, concern: Concern) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from nats.aio.client import Client as NatsClient
@@ -25,16 +26,36 @@ _READER = "_wait_for_msgs_task"
 _COMMANDS = 64 * 1024
 
 
+class Host(NamedTuple):
+    """``host:port``, and the name that its certificate is of where that is another."""
+
+    address: str
+    name: str = ""
+
+    @property
+    def known_as(self) -> str:
+        """The name that its certificate is of; empty: it is of an address."""
+        name = self.name or self.address.rpartition(":")[0]
+        return "" if _is_ip(name) else name
+
+    def of_its_cluster(self, address: str) -> Host:
+        """Another one, which this one has named: servers know each other by addresses alone."""
+        return Host(address, self.known_as if _is_ip(address.rpartition(":")[0]) else "")
+
+
 class Login(NamedTuple):
     """Who we are; a password without a user is a token."""
 
     user: str
     password: str
 
+    def __repr__(self) -> str:
+        return f"Login({self.user!r})"
+
 
 async def dial(
     client: NatsClient,
-    host: str,
+    host: Host,
     login: Login | None,
     tls: ssl.SSLContext | None,
     within: float,
@@ -53,7 +74,7 @@ async def dial(
         secret = _Guarded(client, login.password, tls)
         credentials = {"user": login.user, "password": secret} if login.user else {"token": secret}
     await client.connect(
-        [f"nats://{host}"],
+        [f"nats://{host.address}"],
         error_cb=on_error,
         closed_cb=on_closed,
         name="micro",
@@ -65,23 +86,45 @@ async def dial(
         pending_size=0,  # else a publish that waits would swallow a cancellation
         flusher_queue_size=_COMMANDS,
         tls=tls,
+        tls_hostname=host.name,
         **credentials,
     )
     _check_encryption(client, tls)
 
 
+@contextmanager
+def cancellable() -> Iterator[None]:
+    """A cancellation that came within is raised, also one that nothing within has raised.
+
+    nats-py connects by ``asyncio.wait_for``, which before Python 3.12 loses it when what it waits
+    for is done at the same moment.
+    """
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
 async def bury(client: NatsClient, subscriptions: Iterable[Subscription | None]) -> None:
-    """End a connection; cut off what ``close`` leaves when the server does not read."""
-    with suppress(Exception):
-        async with asyncio.timeout(_FAREWELL):
-            await client.close()
-    writer = _writer(client)
-    if writer is not None:
-        writer.transport.abort()
-    names = ("_reading_task", "_ping_interval_task", "_flusher_task")
-    tasks = [_cancelled(client, name) for name in names]
-    tasks += [_cancelled(subscription, _READER) for subscription in subscriptions]
-    await asyncio.gather(*filter(None, tasks), return_exceptions=True)
+    """End a connection; cut off what ``close`` leaves when the server does not read.
+
+    Cancelled, it leaves nothing either.
+    """
+    try:
+        with suppress(Exception):
+            async with asyncio.timeout(_FAREWELL):
+                await client.close()
+    finally:
+        writer = _writer(client)
+        if writer is not None:
+            writer.transport.abort()
+        names = ("_reading_task", "_ping_interval_task", "_flusher_task")
+        tasks = [_cancelled(client, name) for name in names]
+        tasks += [_cancelled(subscription, _READER) for subscription in subscriptions]
+        await asyncio.gather(*filter(None, tasks), return_exceptions=True)
 
 
 async def unsubscribe(subscription: Subscription) -> None:
@@ -152,6 +195,14 @@ def _wants_certificate(client: NatsClient) -> bool:
 def _is_encrypted(client: NatsClient) -> bool:
     writer = _writer(client)
     return writer is not None and writer.get_extra_info("ssl_object") is not None
+
+
+def _is_ip(name: str) -> bool:
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _writer(client: NatsClient) -> asyncio.StreamWriter | None:

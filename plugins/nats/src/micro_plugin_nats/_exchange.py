@@ -15,13 +15,13 @@ from micro_plugin_nats import _wire
 from micro_plugin_nats._client import Client
 from micro_plugin_nats._connection import Message
 from micro_plugin_nats._link import Link
-from micro_plugin_nats._own import Own, Owned
+from micro_plugin_nats._own import Owned
 from micro_plugin_nats._view import View
 
 _log = logging.getLogger("micro.nats")
 
-#: A service that nobody has: no label begins it.
-_NOBODY = ""
+#: Seconds until we ask again for a right to listen that was taken from us.
+_AGAIN = 2.0
 #: Seconds that others get to come back after an outage, before their silence counts.
 _SETTLES = 0.75
 
@@ -56,7 +56,7 @@ class Exchange:
         self._task = asyncio.create_task(self._attend(), name="micro.nats registry")
         try:
             async with self._ready() as link:
-                await link.tell(self._questions, _wire.question(_NOBODY))
+                await link.tell(self._questions, _wire.question(_wire.NOBODY))
         except BaseException:
             await self.aclose()
             raise
@@ -78,14 +78,20 @@ class Exchange:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def say(self, node: Node, until: float) -> None:
-        """Have this node; when it returns, the server has told those who listen."""
-        own = self._own.made(node, until)
+        """Have this node, and those who listen told; when it fails, all is as it was before."""
+        own, before = self._own.made(node, until), self._own.get(node)
         async with self._client.call():
             link = await self._listening()
             self._own.hold(own)
             for view in self._views:
                 own.show(view)
-            await link.tell(self._changes, _wire.create(own.record, own.ttl, self._id))
+            try:
+                await link.tell(self._changes, _wire.create(own.record, own.ttl, self._id))
+            except BaseException:
+                if self._own.take_back(own, before):
+                    for view in self._views:
+                        view.forget(node)
+                raise
         self._check()
 
     async def unsay(self, node: Node) -> None:
@@ -140,7 +146,7 @@ class Exchange:
                     settled = link.opened + min(_SETTLES, self._client.timeout / 2)
                     await asyncio.sleep(settled - time.monotonic())
                 await link.tell(self._questions, _wire.question(service), reply=inbox)
-                await view.collect()
+                await view.collect(self._client.timeout / 3)  # that nobody answers is no time-out
                 yield view
             finally:
                 self._views.discard(view)
@@ -162,13 +168,18 @@ class Exchange:
                         self._error = None  # the user may have been given the right
                     self._woken.set()
                     for own in self._own:  # others may have missed it, and we their questions
-                        await self._announce(own)
+                        await self._publish(_wire.create(own.record, own.ttl, self._id))
                     for own in self._own.take_unsaid():
                         await self._publish(_wire.delete(own.node, self._id))
-                    await link.ended.wait()
+                    while not (link.ended.is_set() or self._error):
+                        self._woken.clear()
+                        await self._woken.wait()
             except MicroError as exc:
                 _log.debug("nats: not listening: %s", exc)
             self._link = None
+            if isinstance(self._error, PermissionDenied):
+                await asyncio.sleep(_AGAIN)
+                link = None  # the same one does: rights change without an end of it
 
     async def _asked(self, message: Message) -> None:
         with self._skipping():
@@ -191,7 +202,7 @@ class Exchange:
         own = self._own.get(node)
         if own is not None:
             if told.is_delete:  # it lives, and we know better
-                await self._announce(own)
+                await self._publish(_wire.create(own.record, own.ttl, self._id))
         elif told.is_delete:
             for view in self._views:
                 view.forget(node)
@@ -217,12 +228,9 @@ class Exchange:
         """The connection ended, or more came than could be read, or we may not listen."""
         if isinstance(error, PermissionDenied):
             self._error = error
-            self._woken.set()
+        self._woken.set()
         for view in self._views:
             view.end(error)
-
-    async def _announce(self, own: Own) -> None:
-        await self._publish(_wire.create(own.record, own.ttl, self._id))
 
     async def _publish(self, change: bytes) -> None:
         if self._link is not None:

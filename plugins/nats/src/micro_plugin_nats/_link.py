@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from micro.errors import MicroError
 from micro_plugin_nats._connection import Concern, Connection, Message
-from micro_plugin_nats._dialing import Login
+from micro_plugin_nats._dialing import Host, Login
 
 
 class Link(Connection):
@@ -22,11 +22,12 @@ class Link(Connection):
         super().__init__(where, is_again=is_again)
         self._inbox = f"_INBOX.{uuid4().hex}"
         self._numbers = count()
-        self._heard: dict[str, Callable[[Message], None]] = {}
+        #: Who takes what comes to an inbox.
+        self.heard: dict[str, Callable[[Message], None]] = {}
         self._listening = AsyncExitStack()
 
     async def open(
-        self, host: str, login: Login | None, tls: ssl.SSLContext | None, *, within: float
+        self, host: Host, login: Login | None, tls: ssl.SSLContext | None, *, within: float
     ) -> None:
         await super().open(host, login, tls, within=within)
         answers = self.listening(f"{self._inbox}.*", self._answered, self._end)
@@ -72,51 +73,49 @@ class Link(Connection):
     @contextmanager
     def inbox(self, heard: Callable[[Message], None]) -> Iterator[str]:
         """A subject of our own, for answers."""
-        name = self.add_inbox(heard)
+        name = self.new_inbox()
+        self.heard[name] = heard
         try:
             yield name
         finally:
-            self.remove_inbox(name)
+            del self.heard[name]
 
-    def add_inbox(self, heard: Callable[[Message], None]) -> str:
-        name = f"{self._inbox}.{next(self._numbers)}"
-        self._heard[name] = heard
-        return name
-
-    def remove_inbox(self, name: str) -> None:
-        del self._heard[name]
+    def new_inbox(self) -> str:
+        """A name for one, which nothing else has."""
+        return f"{self._inbox}.{next(self._numbers)}"
 
     def _answered(self, message: Message) -> None:
-        heard = self._heard.get(message.subject)
+        heard = self.heard.get(message.subject)
         if heard is not None:  # who asked may have gone
             heard(message)
 
 
-class _Waiting:
+class _Waiting(Concern):
     """Waits for the first message in an inbox, or for the reason why none can come."""
+
+    __slots__ = ("_link", "answer", "inbox")
 
     def __init__(self, link: Link, subject: str) -> None:
         self.answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self.inbox: str = ""
+        self.inbox: str = link.new_inbox()
+        super().__init__(subject, self.inbox)
         self._link = link
-        self._concern = Concern(self._fail, (subject,))
 
     def __enter__(self) -> Self:
-        self._link.add_concern(self._concern)
-        self.inbox = self._link.add_inbox(self._settle)
-        self._concern.subjects += (self.inbox,)
+        self._link.add_concern(self)
+        self._link.heard[self.inbox] = self._settle
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._link.remove_inbox(self.inbox)
-        self._link.remove_concern(self._concern)
+        del self._link.heard[self.inbox]
+        self._link.remove_concern(self)
         if not self.answer.cancel() and not self.answer.cancelled():
             self.answer.exception()  # nobody may have waited for it any more
+
+    def lose(self, error: MicroError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(type(error)(error.detail))
 
     def _settle(self, message: Message) -> None:
         if not self.answer.done():
             self.answer.set_result(message)
-
-    def _fail(self, error: MicroError) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(type(error)(error.detail))

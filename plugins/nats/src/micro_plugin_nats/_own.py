@@ -55,6 +55,19 @@ class Owned:
         self._held[key_of(own.node)] = own
         self._unsaid.pop(key_of(own.node), None)
 
+    def take_back(self, own: Own, before: Own | None) -> bool:
+        """Have what was there before ``own``; whether that is nothing now.
+
+        Others may have heard of it all the same; they are told when they can be.
+        """
+        if self.get(own.node) is not own:
+            return False  # more was said since
+        if before is not None:
+            self.hold(before)
+            return False
+        self.let_go(own.node)
+        return True
+
     def let_go(self, node: Node) -> None:
         """Have it no more; that it goes is still to be said."""
         own = self._held.pop(key_of(node), None)

@@ -113,19 +113,20 @@ class View:
 
     # -- what a reader waits for
 
-    async def collect(self) -> None:
-        """Wait for the first answer, then until no more come.
+    async def collect(self, within: float) -> None:
+        """Wait for the first answer, then until no more come; so many seconds at most.
 
         Raises:
             Unavailable: the connection ended meanwhile.
         """
         begun = time.monotonic()
+        first, last = begun + min(_FIRST, within), begun + min(_LAST, within)
         while not (self._seen or self.is_alone):
-            if not await self._heard(begun + _FIRST):
+            if not await self._heard(first):
                 return
         quiet = 0.0 if self.is_alone else _QUIET
-        while (now := time.monotonic()) < begun + _LAST:
-            if not await self._heard(min(now + quiet, begun + _LAST)):
+        while (now := time.monotonic()) < last:
+            if not await self._heard(min(now + quiet, last)):
                 return
 
     def nodes(self) -> tuple[Node, ...]:

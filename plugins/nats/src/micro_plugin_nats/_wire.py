@@ -23,6 +23,9 @@ _LARGEST = 1024 * 1024
 #: Seconds; who claims to live longer is asked when these are over.
 _LONGEST_TTL = 3600.0
 
+#: A service that nobody has: no label begins it.
+NOBODY: str = ""
+
 _strict = codec_for("application/json").decoder(Any)
 
 
