@@ -25,7 +25,7 @@ from micro.cli._output import Exit
 from micro.cli._verify import _Place
 from micro.plugins import Plugins
 from micro.registry import Node, Registry
-from micro.testing.servers import EtcdServer
+from micro.testing.servers import ConsulServer, EtcdServer
 from micro.url import URL
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +125,17 @@ def test_nodes_of_others_stay_on_other_servers_too(
     assert status == Exit.OK, told
     assert told["passed"] == 3
     assert found == ["theirs"]
+
+
+def test_what_a_server_keeps_of_nodes_whose_time_is_over_is_taken_away(
+    consul: ConsulServer, consul_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["verify", consul_url, "-k", "ttl_expires", "--json"])
+    told = json.loads(capfd.readouterr().out)
+    assert (status, told["passed"], told["left"]) == (Exit.OK, 1, []), told
+    with urlopen(f"http://{consul.address}/v1/agent/services", timeout=5) as answer:
+        kept: dict[str, Any] = json.load(answer)
+    assert not [id_ for id_ in kept if id_.startswith(told["namespace"])]
 
 
 @asynccontextmanager

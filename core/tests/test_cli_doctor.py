@@ -73,6 +73,8 @@ class Faulty(MemoryRegistry):
             ttl *= 30
         LEFT.append(node.id)
         await super().register(node, ttl=ttl)
+        if self.fault == "secret":
+            raise PermissionDenied("faulty: it is registered, and not shown to you")
 
     async def deregister(self, node):
         if self.fault == "sticky" and node.id != "watched":
@@ -280,7 +282,7 @@ def test_what_works_and_should_be_better_is_a_warning(
     assert told.finding("registry", check)["mend"]
 
 
-@pytest.mark.parametrize("fault", ["deaf", "garbling", "slow clock"])
+@pytest.mark.parametrize("fault", ["deaf", "garbling", "secret", "slow clock"])
 def test_nothing_is_left_behind_whatever_fails(faulty: Callable[..., Told], fault: str) -> None:
     faulty(fault, "--transport=memory", "--clock=3s")
     assert not sys.modules["faulty"].LEFT

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from micro.cli import _verify, main
+from micro.cli import _suite, _verify, main
 from micro.cli._output import Exit
 from micro.cli._suite import Event
 from micro.cli._verify import Results
@@ -28,8 +28,9 @@ MICRO = str(Path(sys.executable).with_name("micro"))
 #: Seconds that any one step may take.
 PATIENCE = 50
 FAULTY = '''
+import asyncio
 from micro.backends.memory import MemoryRegistry
-from micro.errors import Unavailable
+from micro.errors import ServiceNotFound, Unavailable
 from micro.hookspecs import hookimpl
 from micro.registry import Change
 from micro.url import URL
@@ -50,6 +51,16 @@ class Flat(MemoryRegistry):
     def __init__(self, url):
         super().__init__(URL(scheme="flat", hosts=("one",)))
 
+class Hanging(MemoryRegistry):
+    """It never finds out that there are none."""
+    schemes = ("hanging",)
+
+    async def get(self, service):
+        try:
+            return await super().get(service)
+        except ServiceNotFound:
+            await asyncio.Event().wait()
+
 class Telling(MemoryRegistry):
     """Its errors tell the password."""
     schemes = ("telling",)
@@ -61,7 +72,7 @@ class Telling(MemoryRegistry):
 
 @hookimpl
 def micro_backends():
-    return [Faulty, Flat, Telling]
+    return [Faulty, Flat, Hanging, Telling]
 '''
 
 
@@ -93,8 +104,9 @@ def faulty(verify: Verify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     folder = tmp_path / "site"
     before = [*sys.path]
     site = Site(folder, monkeypatch)
-    names: dict[str, str] = dict.fromkeys(["faulty", "flat", "telling"], "faulty_registries")
-    site.install("micro-plugin-faulty", backends=names, modules={"faulty_registries": FAULTY})
+    module = "faulty_registries"
+    names: dict[str, str] = dict.fromkeys(["faulty", "flat", "hanging", "telling"], module)
+    site.install("micro-plugin-faulty", backends=names, modules={module: FAULTY})
     monkeypatch.setattr(sys, "path", [str(folder), *before])
     known = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{known}")
@@ -129,6 +141,16 @@ def test_a_watch_that_loses_deletes_is_found(faulty: Verify) -> None:
     assert "TimeoutError" in broken["why"]
     assert "test_watch_create_update_delete" not in broken["why"]
     assert "await anext(watch)" in broken["text"]
+
+
+def test_a_promise_that_never_ends_is_broken_and_the_others_are_told(
+    faulty: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_suite, "_LONGEST", 6.0)
+    told = faulty("hanging://here", "-k", "get_unknown or two_nodes")
+    assert told.status == Exit.ERROR
+    assert told.outcomes() == {"two_nodes_two_versions": "passed", "get_unknown": "failed"}
+    assert "did not end within 6 s" in told.said["promises"][-1]["why"]
 
 
 def test_people_read_a_line_a_promise_and_how_to_try_it_again(

@@ -261,6 +261,7 @@ def test_tags_of_others_are_skipped() -> None:
         {"Tags": [packed("t", {"a": 1})]},
         {"Tags": [packed("e", {"no": "name"})]},
         {"Tags": ["t=no JSON"]},
+        {"Tags": ['t={"a":"' + "x" * 70_000 + '"}']},
         {"Tags": [f"v-{zlib.compress(bytes([255])).hex()}"]},
         {"Tags": [f"t-{zlib.compress(b'[' * 60_000).hex()}"]},
         {"Tags": [f"v-{zlib.compress(bytes(2**20)).hex()}"]},

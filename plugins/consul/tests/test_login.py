@@ -19,7 +19,7 @@ from micro.errors import (
     ServiceNotFound,
     Unauthenticated,
 )
-from micro.registry import Node
+from micro.registry import Change, Node
 from micro.testing.servers import ConsulServer
 from micro_plugin_consul import ConsulRegistry
 
@@ -190,6 +190,28 @@ async def test_who_may_not_read_the_agents_that_a_service_is_at_is_refused(
 
 
 @pytest.mark.asyncio
+async def test_nodes_that_are_hidden_among_others_are_a_warning(
+    connected: Connected,
+    ask: Ask,
+    server: ConsulServer,
+    url: Callable[[str], str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    said = {"ID": "seen", "Service": "prod/greeter", "Port": 80}
+    body = {"Node": "other", "Address": "10.0.0.1", "Service": said}
+    assert ask(server, "PUT", "catalog/register", body=body, token=ROOT).status == 200
+    async with connected(url("writer")) as writer, connected(url("other-nodes")) as registry:
+        await writer.register(NODE, ttl=60)
+        with caplog.at_level(logging.WARNING, "micro.consul"):
+            for _ in range(2):
+                assert [node.id for node in await registry.get("greeter")] == ["seen"]
+        await writer.deregister(NODE)
+    (text,) = [one.getMessage() for one in caplog.records if one.name == "micro.consul"]
+    assert "some of prod/greeter may not be read" in text
+    ask(server, "PUT", "catalog/deregister", body={"Node": "other"}, token=ROOT)
+
+
+@pytest.mark.asyncio
 async def test_who_may_read_one_service_sees_that_one(
     connected: Connected, url: Callable[[str], str]
 ) -> None:
@@ -231,6 +253,22 @@ async def test_a_watch_whose_token_is_taken_away_is_told_so(
                     await following
 
 
+@pytest.mark.asyncio
+async def test_a_node_that_is_critical_at_this_agent_is_gone_and_no_outage(
+    connected: Connected, ask: Ask, server: ConsulServer, url: Callable[[str], str]
+) -> None:
+    async with connected(url("writer")) as registry:
+        await registry.register(NODE, ttl=60)
+        async with aclosing(registry.follow("greeter", None)) as stream, asyncio.timeout(10):
+            await anext(stream)
+            path = "agent/check/fail/service:prod/greeter/greeter-1"
+            ask(server, "PUT", path, token=ROOT)
+            assert (await anext(stream))[1] == Change(kind="delete", node=NODE)
+        with pytest.raises(ServiceNotFound):
+            await registry.get("greeter")
+        await registry.deregister(NODE)
+
+
 # -- mistakes -------------------------------------------------------------------------------------
 
 
@@ -241,6 +279,17 @@ async def test_a_user_name_is_a_config_error_that_does_not_show_it(
 ) -> None:
     with pytest.raises(ConfigError, match="a token stands after a colon") as caught:
         async with connected(f"consul://{login}127.0.0.1:1"):
+            pass
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_a_token_of_two_lines_is_a_config_error_that_does_not_show_it(
+    connected: Connected, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("canary\ncanary\n")
+    with pytest.raises(ConfigError, match="a line break within") as caught:
+        async with connected(f"consul://127.0.0.1:1?token_file={tmp_path / 'token'}"):
             pass
     assert "canary" not in str(caught.value)
 

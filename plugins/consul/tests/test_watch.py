@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -44,6 +45,10 @@ async def listening(
         await asyncio.gather(task, return_exceptions=True)
 
 
+def has_check(ask: Ask, consul: ConsulServer, id: str) -> bool:
+    return id in {check["CheckID"] for check in ask(consul, "GET", "health/state/any").said}
+
+
 async def _has(told: list[Item], count: int) -> None:
     await eventually(lambda: len(told) >= count, within=1 + SLACK)
 
@@ -81,6 +86,21 @@ async def test_an_empty_answer_is_not_believed_until_a_consistent_read_says_the_
             await registry.register(OTHER, ttl=60)
             await eventually(lambda: len(told) == 2, within=10)
     assert told == [Snapshot(nodes=(NODE,)), Change(kind="create", node=OTHER)]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("service", ["greeter", None])
+async def test_an_answer_without_an_index_ends_a_stream_and_is_not_asked_again_and_again(
+    connected: Connected, between: Any, service: str | None
+) -> None:
+    empty: dict[str, object] = {"/v1/catalog/services": {}}
+    async with connected(f"consul://{between.address}") as behind:
+        between.instead = lambda request: web.json_response(empty.get(request.path, []))
+        async with aclosing(behind.follow(service, None)) as stream:
+            await anext(stream)
+            with pytest.raises(Unavailable, match="does a proxy take that away"):
+                async with asyncio.timeout(SLACK):
+                    await anext(stream)
 
 
 @pytest.mark.asyncio
@@ -169,6 +189,36 @@ async def test_who_follows_all_is_told_of_an_address_alone_that_others_change(
         addresses = [item.node.address for item in told if isinstance(item, Change)]
         assert addresses == ["10.0.0.1:2", "10.0.0.1:3"]
         ask(consul, "PUT", "agent/service/deregister/foreign")
+
+
+@pytest.mark.asyncio
+async def test_who_follows_all_is_told_of_what_others_change_of_what_came_after_it_began(
+    ask: Ask, consul: ConsulServer, registry: ConsulRegistry, prefix: str
+) -> None:
+    async with listening(registry, None) as told:
+        for port in (1, 2):
+            body = {"Name": f"{prefix}foreign", "ID": "foreign", "Address": "10.0.0.1"}
+            ask(consul, "PUT", "agent/service/register", body={**body, "Port": port})
+            await _has(told, 1 + port)
+    addresses = [item.node.address for item in told if isinstance(item, Change)]
+    assert addresses == ["10.0.0.1:1", "10.0.0.1:2"]
+    ask(consul, "PUT", "agent/service/deregister/foreign")
+
+
+@pytest.mark.asyncio
+async def test_who_follows_all_is_told_when_the_older_check_of_an_agent_is_taken_away(
+    ask: Ask, consul: ConsulServer, registry: ConsulRegistry
+) -> None:
+    await registry.register(NODE, ttl=60)
+    for id_, status in (("disk", "critical"), ("load", "passing")):
+        body = {"Name": id_, "ID": id_, "TTL": "60s", "Status": status}
+        ask(consul, "PUT", "agent/check/register", body=body)
+        await eventually(partial(has_check, ask, consul, id_))
+    async with listening(registry, None) as told:
+        ask(consul, "PUT", "agent/check/deregister/disk")
+        await _has(told, 2)
+    assert told == [Snapshot(nodes=()), Change(kind="create", node=NODE)]
+    ask(consul, "PUT", "agent/check/deregister/load")
 
 
 @pytest.mark.asyncio

@@ -70,6 +70,8 @@ class RegistryChecks:
         self._probe = self._new("probe")
         #: What the registry may know, by id.
         self._known: dict[str, Node] = {}
+        #: What it has refused; it may know it nevertheless, and refuse to show it.
+        self._refused: list[Node] = []
 
     async def run(self, multicast: Callable[[], Awaitable[str]] | None) -> None:
         """Make all checks; ``multicast`` is one more where a registry stands on that."""
@@ -87,9 +89,11 @@ class RegistryChecks:
 
     async def aclose(self) -> None:
         """Deregister what is left; what the registry cannot be told, it forgets by itself."""
-        with suppress(MicroError, TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(_FAREWELL):
-                await self._forget()
+                for node in (*self._known.values(), *self._refused):
+                    with suppress(MicroError):
+                        await self._deregister(node)
 
     # -- the checks
 
@@ -198,7 +202,7 @@ class RegistryChecks:
             await registry.register(node, ttl=ttl)
         except MicroError as exc:
             if is_new and not isinstance(exc, Unavailable | DeadlineExceeded):  # it was refused
-                del self._known[node.id]
+                self._refused.append(self._known.pop(node.id))
             raise
 
     async def _deregister(self, node: Node) -> None:

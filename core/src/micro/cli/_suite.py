@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import click
 import msgspec
@@ -27,6 +28,7 @@ _LONGEST = 300.0
 _FAREWELL = 45.0
 #: Seconds that it has to end, once it has nothing more to tell.
 _LAST_WAIT = 10.0
+_Heard: TypeAlias = Literal["all", "until stuck", "until interrupted"]
 #: What pytest exits with.
 _USAGE, _NOTHING = 4, 5
 _SETTINGS = "[pytest]\nasyncio_mode = strict\nasyncio_default_fixture_loop_scope = function\n"
@@ -79,7 +81,7 @@ def run(task: Task, only: str, hear: Callable[[Event], None]) -> bool:
                 process = _start(other_end, only, folder)
             try:
                 line.sendall(msgspec.json.encode(task) + b"\n")
-                whole = _heard(line, hear)
+                heard = _heard(line, hear)
             finally:
                 _end(process, line)
         said = (folder / "log").read_text(errors="replace").strip().splitlines() or ["nothing"]
@@ -88,10 +90,10 @@ def run(task: Task, only: str, hear: Callable[[Event], None]) -> bool:
         raise click.UsageError(f"-k: {why.removeprefix('ERROR: ')}")
     if process.returncode == _NOTHING:
         raise click.UsageError(f"-k: no promise matches {only!r}")
-    if whole and process.returncode not in (0, 1):
+    if heard == "all" and process.returncode not in (0, 1):
         told = " | ".join(said[-5:])
         raise Internal(f"the tests ended with status {process.returncode}, and said: {told}")
-    return whole
+    return heard != "until interrupted"
 
 
 def _start(line: socket.socket, only: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -126,27 +128,30 @@ def _start(line: socket.socket, only: str, folder: Path) -> subprocess.Popen[byt
         )
 
 
-def _heard(line: socket.socket, hear: Callable[[Event], None]) -> bool:
-    """Hear all events; False when we were interrupted, and had the process end."""
+def _heard(line: socket.socket, hear: Callable[[Event], None]) -> _Heard:
+    """Hear all events; when we are interrupted, or a promise never ends, the process has to end.
+
+    How far we heard.
+    """
     events, last = _Events(line), Event(event="")
     try:
         for event in events.until_closed(_LONGEST):
             last = event
             hear(event)
-        return True
+        return "all"
     except KeyboardInterrupt:
         click.echo("interrupted; taking away what is registered", err=True)
-        whole = False
+        heard: _Heard = "until interrupted"
     except TimeoutError:
         why = f"it did not end within {_LONGEST:g} s; what follows it was not tried"
         stuck = msgspec.structs.replace(last, event="ended", outcome="failed", why=why)
         hear(msgspec.structs.replace(stuck, seconds=_LONGEST))
-        whole = True
+        heard = "until stuck"
     line.shutdown(socket.SHUT_WR)
     with suppress(TimeoutError):
         for event in events.until_closed(_FAREWELL):
             hear(event)
-    return whole
+    return heard
 
 
 class _Events:

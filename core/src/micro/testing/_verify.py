@@ -12,8 +12,10 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Generator
 from contextlib import suppress
+from typing import Any, cast
 from urllib.parse import quote
 
 import msgspec
@@ -34,6 +36,8 @@ _PARENT = os.getppid()
 _task: list[Task] = []
 _line: list[socket.socket] = []
 _left: dict[str, str] = {}
+#: What tests have registered, and when its time to live ends, by namespace, service and id.
+_ends: dict[str, dict[tuple[str, str], tuple[Node, float]]] = {}
 _reports: list[pytest.TestReport] = []
 
 
@@ -55,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from micro.testing._verify_cases import TestRegistry
 
     backend = type(_created(Plugins(), task().url))
-    TestRegistry.backend = backend  # type: ignore[misc]  # it is no one object's
+    TestRegistry.backend = _noting(backend)  # type: ignore[misc]  # it is no one object's
     TestRegistry.seed = task().seed
     TestRegistry.model_examples = task().examples
     TestRegistry.model_steps = task().steps
@@ -138,8 +142,9 @@ async def _empty(url: str) -> None:
     connections = plugins.connections()
     try:
         await registry.connect(connections)
-        for node in await _nodes(registry):
+        for node in [*await _nodes(registry), *_over(registry.url.path)]:
             await registry.deregister(node)
+        _ends.pop(registry.url.path, None)
     finally:
         await registry.aclose()
         await connections.aclose()
@@ -152,6 +157,28 @@ async def _nodes(registry: Registry) -> list[Node]:
         with suppress(ServiceNotFound):  # it went meanwhile
             found += await registry.get(name)
     return found
+
+
+def _over(path: str) -> list[Node]:
+    """Nodes that no registry lists any more; a server may keep them for some time."""
+    now = time.monotonic()
+    return [node for node, end in _ends.get(path, {}).values() if end < now]
+
+
+def _noting(backend: type[Registry]) -> type[Registry]:
+    """As ``backend``, and it notes what it has registered."""
+
+    async def register(self: Registry, node: Node, *, ttl: float) -> None:
+        await backend.register(self, node, ttl=ttl)
+        nodes = _ends.setdefault(self.url.path, {})
+        nodes[node.service, node.id] = (node, time.monotonic() + ttl)
+
+    async def deregister(self: Registry, node: Node) -> None:
+        await backend.deregister(self, node)
+        _ends.get(self.url.path, {}).pop((node.service, node.id), None)
+
+    methods: dict[str, Any] = {"register": register, "deregister": deregister}
+    return cast("type[Registry]", type(backend.__name__, (backend,), methods))
 
 
 def _heed_the_end() -> None:

@@ -72,6 +72,7 @@ class Consul:
     def __init__(self, client: Client) -> None:
         self.client: Client = client
         self._has_acls = True
+        self._has_warned = False
 
     async def check(self, name: str) -> None:
         """Whether a server answers, knows the token, and has a leader; ``name`` is of a service.
@@ -149,6 +150,9 @@ class Consul:
         found = self._found(answer, name)
         if answer.filtered and not found.entries:
             raise PermissionDenied(f"{self.client.name}: there may be some of {name}; {RIGHTS}")
+        if answer.filtered and not self._has_warned:  # whether they are alive, nobody knows
+            self._has_warned = True
+            _log.warning("%s: some of %s may not be read; %s", self.client.name, name, RIGHTS)
         if not found.entries:
             await self.may_see(name)
         return found

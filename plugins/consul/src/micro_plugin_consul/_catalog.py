@@ -16,8 +16,10 @@ T = TypeVar("T")
 #: Seconds between two answers: each has all checks, and much may happen to others.
 _PAUSE = 0.1
 
+#: What differs once a check of an agent does.
+_OfAgent: TypeAlias = frozenset[tuple[str, int]]
 #: What differs once a check of a service, or of an agent that it is registered at, does.
-_Signs: TypeAlias = dict[str, frozenset[tuple[str, str, int, int]]]
+_Signs: TypeAlias = dict[str, frozenset[tuple[str, str, int, _OfAgent]]]
 
 
 class Seat:
@@ -94,7 +96,8 @@ class _Asking:
         self._begun = False
         self._listed: dict[str, tuple[str, ...]] = {}
         self._signs: _Signs = {}
-        self._foreign: set[str] = set()
+        self._known: set[str] = set()
+        self._strange: set[str] = set()
         self._task = asyncio.create_task(self._run(), name="micro.consul catalog")
 
     def add(self, seat: Seat) -> Seat:
@@ -150,18 +153,21 @@ class _Asking:
             if index != before:
                 changed = _differing(self._listed, listed)
                 self._listed = listed
-                self._tell(changed | (self._foreign & listed.keys()))
+                self._tell(changed | self._foreign())
                 await asyncio.sleep(_PAUSE)
 
     def _take_checks(self, checks: tuple[Check, ...]) -> set[str]:
         """The services of which something is not as it was."""
         signs = _signs(checks)
         changed = _differing(self._signs, signs)
-        ours = {c.service_name for c in checks if _is_ours(c)}
-        strange = {c.service_name for c in checks if c.service_id and not _is_ours(c)}
+        self._known = {c.service_name for c in checks if _is_ours(c)}
+        self._strange = {c.service_name for c in checks if c.service_id and not _is_ours(c)}
         self._signs = signs
-        self._foreign = (self._listed.keys() - ours) | strange
         return changed
+
+    def _foreign(self) -> set[str]:
+        """The services that are listed, and of which not all is ours, as far as checks tell."""
+        return (self._listed.keys() - self._known) | (self._strange & self._listed.keys())
 
     def _tell(self, names: set[str]) -> None:
         told = {name for name in names if self._namespace.service(name) is not None}
@@ -173,15 +179,16 @@ class _Asking:
 
 
 def _signs(checks: tuple[Check, ...]) -> _Signs:
-    agents: dict[str, int] = defaultdict(int)
+    of_agents: dict[str, set[tuple[str, int]]] = defaultdict(set)
     for check in checks:
         if not check.service_id:
-            agents[check.node] = max(agents[check.node], check.modify_index)
-    found: dict[str, set[tuple[str, str, int, int]]] = defaultdict(set)
+            of_agents[check.node].add((check.check_id, check.modify_index))
+    agents = {node: frozenset(said) for node, said in of_agents.items()}
+    found: dict[str, set[tuple[str, str, int, _OfAgent]]] = defaultdict(set)
     for check in checks:
         if check.service_id:
-            sign = (check.node, check.check_id, check.modify_index, agents[check.node])
-            found[check.service_name].add(sign)
+            agent = agents.get(check.node, frozenset())
+            found[check.service_name].add((check.node, check.check_id, check.modify_index, agent))
     return {name: frozenset(said) for name, said in found.items()}
 
 

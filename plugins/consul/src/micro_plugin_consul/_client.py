@@ -41,6 +41,8 @@ async def connected(url: URL, options: ConsulOptions) -> AsyncIterator[Client]:
     token = url.password
     if options.token_file:
         token = await asyncio.to_thread(read_secret, options.token_file, url.source)
+    if not token.isprintable():  # no header could have it
+        raise ConfigError(f"{url.source}: consul: the token has a line break within: {LOGIN}")
     client = Client(url, options.timeout, tls, token)
     try:
         yield client
@@ -147,13 +149,17 @@ class Client:
         host, within = self._hosts[0], seconds * 17 / 16 + _GRACE
         asked = {"index": str(index), "wait": f"{seconds * 1000:.0f}ms", **query}
         try:
-            return await self._others.ask(host, "GET", path, asked, within=within)
+            answer = await self._others.ask(host, "GET", path, asked, within=within)
         except Unavailable:
             self._pass_over(host)
             raise
         except ResourceExhausted as exc:
             self.watches.shed()
             raise Unavailable(exc.detail) from None
+        if not answer.at:  # the next one would be answered at once, and so on
+            text = f"{self.name}: an answer without X-Consul-Index; does a proxy take that away?"
+            raise Unavailable(text)
+        return answer
 
     @asynccontextmanager
     async def _turn(self, places: asyncio.Semaphore) -> AsyncIterator[None]:

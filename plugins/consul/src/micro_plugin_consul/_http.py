@@ -43,12 +43,16 @@ class Failed(Unavailable):
 
 
 class Answer(NamedTuple):
-    """``at`` is the index, 0 where none is told; ``filtered``: some of it we may not see."""
+    """``at`` is the index, 0 where none is told; ``filtered``: some of it we may not see.
+
+    ``status`` is how well something is that was found, where ``is_state``; else what came of it.
+    """
 
     status: int
     body: bytes
     at: int
     filtered: bool
+    is_state: bool
 
 
 class Session:
@@ -83,7 +87,7 @@ class Session:
         *,
         within: float,
     ) -> Answer:
-        """What ``host``, as ``http://a:1``, answers: 200, or what some paths tell by 401 or 404.
+        """What ``host``, as ``http://a:1``, answers: 200, or what some paths tell by another.
 
         Raises:
             ResourceExhausted: the server has too many connections of ours, or of this host's.
@@ -109,7 +113,7 @@ class Session:
                 raise
             # So aiohttp tells those of a closed session who wait for the address of a host.
             raise Closed(f"{self._name}: closed during the call") from None
-        if answer.status in (200, 401, 404):
+        if answer.status in (200, 401, 404) or answer.is_state:
             return answer
         raise self._refused(where, answer)
 
@@ -150,4 +154,6 @@ def _answer(response: aiohttp.ClientResponse, body: bytes) -> Answer:
         body=body,
         at=int(index) if index.isdecimal() else 0,
         filtered=response.headers.get("X-Consul-Results-Filtered-By-ACLs") == "true",
+        # By 429 and 503 an agent tells that a service has a warning, or is critical.
+        is_state="X-Consul-Reason" in response.headers,
     )

@@ -72,12 +72,12 @@ class Own:
         id_ = self._names.id(node)
         async with consul.client.beating():
             if not await consul.deregister(id_):
-                entries = (await consul.instances(name)).entries
-                # Go's ids have no service before them.
-                if node.id not in {entry.service.id for entry in entries}:
+                known = {entry.service.id for entry in (await consul.instances(name)).entries}
+                if known.isdisjoint((id_, node.id)):
                     return
-                id_ = node.id
-                await consul.deregister(id_)
+                if id_ not in known:  # Go's ids have no service before them
+                    id_ = node.id
+                    await consul.deregister(id_)
             if not await consul.hides(name, id_):
                 text = f"{consul.client.name}: {id_} is deregistered, and still shown; it may be"
                 raise Unavailable(f"{text} registered with an agent that is not in the URL")

@@ -77,6 +77,8 @@ def _unpacked_all(tags: Iterable[str]) -> dict[str, list[bytes]]:
                 forms[letter] = form
                 said[letter].append(raw)
                 left -= len(raw)
+                if left < 0:  # what stands there as it is may be of any length
+                    raise DecodeError(f"tags of over {NODE_SIZE} bytes")
     return said
 
 
