@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
@@ -19,6 +20,7 @@ from micro.testing.servers import ConsulServer
 from micro.url import URL
 from micro_plugin_consul import ConsulRegistry
 
+_CRITICAL = "health/state/critical"
 _ROOT = "00000000-0000-0000-0000-000000000001"
 _ACLS = (
     'acl { enabled = true, default_policy = "deny", '
@@ -90,6 +92,24 @@ async def between(consul: ConsulServer, consul_url: str) -> AsyncIterator[Betwee
             yield agent
         finally:
             await runner.cleanup()
+
+
+@pytest.fixture
+def settled(consul: ConsulServer) -> ConsulServer:
+    """``consul``, once its agent tells the servers at once what expires.
+
+    For up to 3 s after a server came, and for 15 s and more after it could not tell them all, it
+    tells only what it is asked to. Source: agent/ae/ae.go of Consul, serverUpInterval and
+    retryFailInterval; seen in its log.
+    """
+    check = {"ID": "settled", "Name": "settled", "TTL": "10ms", "Status": "passing"}
+    assert _ask(consul, "PUT", "agent/check/register", body=check).status == 200
+    end = time.monotonic() + 40
+    while not any(c["CheckID"] == "settled" for c in _ask(consul, "GET", _CRITICAL).said):
+        assert time.monotonic() < end, "the agent does not tell its servers what expires"
+        time.sleep(0.01)
+    assert _ask(consul, "PUT", "agent/check/deregister/settled").status == 200
+    return consul
 
 
 @pytest.fixture(scope="module")

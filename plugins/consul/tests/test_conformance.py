@@ -30,7 +30,7 @@ class TestConsulRegistry(RegistrySuite):
     model_examples = 5
 
     @pytest.fixture
-    def url(self, consul_url: str) -> str:
+    def url(self, consul_url: str, settled: ConsulServer) -> str:
         return f"{consul_url}?timeout=3s"
 
     @pytest.fixture
