@@ -200,11 +200,15 @@ class Served:
         return self.answered - before[0], len(self.refused) - before[1]
 
     async def overload(self, endpoint: str = "Work.Burn", seconds: float = 0.7) -> int:
-        """Three times as many calls as can be: how many run at once, at most, at the end."""
+        """Three times as many calls as can be: how many run at once, at most, at the end.
+
+        What can be is what the processor does, of which other processes take their share.
+        """
         calls: set[asyncio.Task[None]] = set()
         began, made, most = time.monotonic(), 0, 0
-        while (passed := time.monotonic() - began) < seconds:
-            while made < passed * 3 / BURN:
+        computed = time.thread_time()
+        while time.monotonic() - began < seconds:
+            while made < (time.thread_time() - computed) * 3 / BURN:
                 made += 1
                 task = asyncio.create_task(self.call(endpoint))
                 calls.add(task)

@@ -193,11 +193,15 @@ def check_node(node: Node) -> Node:
     """``node``, when it can be registered.
 
     Raises:
-        InvalidArgument: its service, id or address cannot; the text says what can.
+        InvalidArgument: its service, id, address or texts cannot; the text says what can.
     """
     check_service(node.service)
     if not _LABEL.fullmatch(node.id) or len(node.id) > 46:
         raise InvalidArgument(f"node id {node.id[:80]!r}: write 1 to 46 of A-Z a-z 0-9 _ -")
+    try:
+        msgspec.json.encode(node)
+    except UnicodeEncodeError as exc:
+        raise InvalidArgument(f"node {node.id}: a text of it is no Unicode: {exc.reason}") from None
     if node.address.startswith("unix:/"):
         return node
     host, _, port = node.address.rpartition(":")

@@ -8,7 +8,7 @@ import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -249,12 +249,24 @@ class RegistrySuite(WatchCases):
 
     @pytest.mark.asyncio
     @pytest.mark.parametrize(
-        ("id", "address"),
-        [("", "h:1"), ("a.b", "h:1"), ("x" * 47, "h:1"), ("x", "h"), ("x", "h:0")],
+        "fields",
+        [
+            {"id": ""},
+            {"id": "a.b"},
+            {"id": "x" * 47},
+            {"address": "h"},
+            {"address": "h:0"},
+            {"version": "\ud800"},
+            {"metadata": {"no": "Unicode \udcff"}},
+        ],
+        ids=str,
     )
-    async def test_other_nodes_are_refused(self, registry: Registry, id: str, address: str) -> None:
+    async def test_other_nodes_are_refused(
+        self, registry: Registry, fields: dict[str, Any]
+    ) -> None:
+        node = Node(**{"service": "s", "id": "x", "address": "h:1"} | fields)
         with pytest.raises(InvalidArgument):
-            await registry.register(Node(service="s", id=id, address=address), ttl=30)
+            await registry.register(node, ttl=30)
 
     @pytest.mark.asyncio
     async def test_namespaces_isolated(
