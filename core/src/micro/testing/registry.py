@@ -264,7 +264,8 @@ class RegistrySuite(WatchCases):
     async def test_other_nodes_are_refused(
         self, registry: Registry, fields: dict[str, Any]
     ) -> None:
-        node = Node(**{"service": "s", "id": "x", "address": "h:1"} | fields)
+        usual: dict[str, Any] = {"service": "s", "id": "x", "address": "h:1"}
+        node = Node(**usual | fields)
         with pytest.raises(InvalidArgument):
             await registry.register(node, ttl=30)
 
