@@ -33,8 +33,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger("micro.etcd")
 
 
-class _Lease(NamedTuple):
-    id: int
+class _Held(NamedTuple):
+    """A node as it was registered: its record, and its lease."""
+
+    node: Node
+    record: bytes
+    lease: int
     ttl: float
 
 
@@ -54,7 +58,7 @@ class EtcdRegistry(Registry):
         self.dropped: int = 0
         self._root = f"/{url.path}/micro/registry/" if url.path else "/micro/registry/"
         self._etcd: Etcd | None = None
-        self._leases: dict[bytes, _Lease] = {}
+        self._held: dict[tuple[str, str], _Held] = {}
 
     async def connect(self, connections: Connections) -> None:
         from micro_plugin_etcd._api import Etcd
@@ -69,24 +73,27 @@ class EtcdRegistry(Registry):
 
     async def aclose(self) -> None:
         etcd, self._etcd = self._etcd, None
-        self._leases.clear()
+        self._held.clear()
         if etcd is not None:
             etcd.close()
 
     async def register(self, node: Node, *, ttl: float) -> None:
-        etcd, record, key = self._open(), encode_node(node), self._key(node)
+        etcd, name = self._open(), (node.service, node.id)
         check_ttl(ttl, self.features)
-        held = self._leases.get(key)
-        if held is not None and held.ttl == ttl and await etcd.keep_alive(held.id):
+        held = self._held.get(name)
+        if held is not None and held.node is not node:  # else it is a heartbeat
+            held = self._held[name] = held._replace(node=node, record=encode_node(node))
+        if held is not None and held.ttl == ttl and await etcd.keep_alive(held.lease):
             try:
-                await etcd.ensure(key, record, held.id)
+                await etcd.ensure(self._key(node), held.record, held.lease)
             except NotFound:
-                _log.debug("%s: the lease of %s ended during a heartbeat", self.url, key)
+                _log.debug("%s: the lease of %s ended during a heartbeat", self.url, node.id)
             else:
                 return
-        await self._register_anew(etcd, key, record, ttl)
+        await self._register_anew(etcd, node, ttl)
 
-    async def _register_anew(self, etcd: Etcd, key: bytes, record: bytes, ttl: float) -> None:
+    async def _register_anew(self, etcd: Etcd, node: Node, ttl: float) -> None:
+        record = encode_node(node)
         id_, granted = await etcd.grant(math.ceil(ttl))
         if granted > 2 * ttl:
             await etcd.revoke(id_)
@@ -94,22 +101,22 @@ class EtcdRegistry(Registry):
                 f"etcd: this server keeps a node for {granted} s at least, for its election "
                 f"timeout; set register_ttl to that, from {ttl:g} s"
             )
-        before = self._leases.get(key)
-        self._leases[key] = _Lease(id_, ttl)
+        before = self._held.get((node.service, node.id))
+        self._held[node.service, node.id] = _Held(node, record, id_, ttl)
         try:
-            await etcd.ensure(key, record, id_)
+            await etcd.ensure(self._key(node), record, id_)
         except NotFound as exc:
             raise Unavailable(f"etcd: the lease of {granted} s ended at once: {exc}") from exc
         if before is not None:
-            await etcd.revoke(before.id)
+            await etcd.revoke(before.lease)
 
     async def deregister(self, node: Node) -> None:
         check_service(node.service)  # the id may be one of Go Micro's, which are longer than ours
-        etcd, key = self._open(), self._key(node)
-        await etcd.delete(key)
-        held = self._leases.pop(key, None)
+        etcd = self._open()
+        await etcd.delete(self._key(node))
+        held = self._held.pop((node.service, node.id), None)
         if held is not None:
-            await etcd.revoke(held.id)
+            await etcd.revoke(held.lease)
 
     async def get(self, service: str) -> tuple[Node, ...]:
         found = await self._open().read(self._prefix(check_service(service)))
