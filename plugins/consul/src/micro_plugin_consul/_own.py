@@ -80,7 +80,7 @@ class Own:
                     await consul.deregister(id_)
             if not await consul.hides(name, id_):
                 text = f"{consul.client.name}: {id_} is deregistered, and still shown; it may be"
-                raise Unavailable(f"{text} registered with an agent that is not in the URL")
+                raise Unavailable(f"{text} with an agent that is down, or is not in the URL")
 
     def _said(self, node: Node, ttl: float) -> Registration:
         """What registers ``node``; a heartbeat has the same node, of which the same is to say."""

@@ -7,6 +7,7 @@ import logging
 import math
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -61,7 +62,7 @@ Heard = Callable[[Message], Awaitable[None] | None]
 Lost = Callable[[MicroError], None]
 
 
-class Concern:
+class Concern(ABC):
     """Somebody to be told of the end, or that a right to one of ``subjects`` is missing."""
 
     __slots__ = ("subjects", "subscription")
@@ -70,9 +71,9 @@ class Concern:
         self.subjects: tuple[str, ...] = subjects
         self.subscription: Subscription | None = subscription
 
+    @abstractmethod
     def lose(self, error: MicroError) -> None:
         """Something was missed, or no more comes."""
-        raise NotImplementedError
 
 
 class _Listener(Concern):

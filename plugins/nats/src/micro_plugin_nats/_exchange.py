@@ -87,12 +87,11 @@ class Exchange:
                 own.show(view)
             try:
                 await link.tell(self._changes, _wire.create(own.record, own.ttl, self._id))
-            except BaseException:
-                if self._own.take_back(own, before):
-                    for view in self._views:
-                        view.forget(node)
+                self._check()
+            except BaseException:  # cancelled, too
+                for view in self._views if self._own.take_back(own, before) else ():
+                    view.forget(node)
                 raise
-        self._check()
 
     async def unsay(self, node: Node) -> None:
         """Have this node no more, and tell so, whoever has it."""
