@@ -47,7 +47,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def test_a_host_without_a_port_gets_the_one_that_is_usual(
     host: str, expected: tuple[str, int]
 ) -> None:
-    assert split_host(host, 2379) == expected
+    assert split_host(host, 2379, NAME) == expected
 
 
 def test_tls_is_spoken_only_where_an_option_asks_for_it(authority: Authority) -> None:

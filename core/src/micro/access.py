@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 
@@ -19,6 +20,8 @@ CERTIFICATE = "name a client certificate with cert= key="
 
 #: The reasons of OpenSSL for which the other side does not speak TLS.
 NO_TLS: frozenset[str] = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"})
+
+_PORT = re.compile("[0-9]{1,5}")
 
 #: What helps by OpenSSL's X509_V_ERR_..., where no authority does.
 _ADVICE = {
@@ -114,16 +117,25 @@ def untrusted(error: ssl.SSLCertVerificationError, option: str) -> str:
     return f"not trusted: {error.verify_message}; {advice}"
 
 
-def split_host(host: str, port: int) -> tuple[str, int]:
+def split_host(host: str, port: int, name: str) -> tuple[str, int]:
     """Host and port of a URL's host, with ``port`` where it has none, and IPv6 in brackets.
 
-    >>> split_host("::1", 2379)
+    ``name`` is what the error begins with: where the URL came from, and the backend.
+
+    >>> split_host("::1", 2379, "--registry: etcd")
     ('[::1]', 2379)
+
+    Raises:
+        ConfigError: it has a port that cannot be.
     """
-    name, colon, digits = host.rpartition(":")
-    if colon and digits.isdigit() and (":" not in name or name.endswith("]")):
-        return name, int(digits)
-    return f"[{host}]" if ":" in host and not host.endswith("]") else host, port
+    bare, colon, digits = host.rpartition(":")
+    if not colon or host.endswith("]"):
+        return host, port
+    if ":" in bare and not bare.endswith("]"):
+        return f"[{host}]", port
+    if not (_PORT.fullmatch(digits) and 0 < int(digits) < 65536):
+        raise ConfigError(f"{name}: the port of {host!r} is no number from 1 to 65535")
+    return bare, int(digits)
 
 
 def _no_passphrase() -> str:

@@ -15,6 +15,7 @@ from micro_plugin_consul import ConsulRegistry
 class TestConsulAccess(AccessSuite):
     backend = ConsulRegistry
     libraries = ("aiohttp",)
+    port = 8500
     file_option = "token_file"
 
     @pytest.fixture

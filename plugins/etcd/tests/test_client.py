@@ -19,7 +19,6 @@ from micro.testing.ports import HOST, unused_ports
 from micro.testing.proxy import FaultProxy
 from micro.testing.servers import EtcdServer
 from micro_plugin_etcd import EtcdRegistry
-from micro_plugin_etcd._channel import Channel
 
 Ask = Callable[..., dict[str, Any]]
 Connected = Callable[..., AbstractAsyncContextManager[EtcdRegistry]]
@@ -78,13 +77,6 @@ async def test_a_host_that_falls_silent_costs_its_share_of_the_time_and_once(
             for _ in range(20):
                 await registry.register(NODE, ttl=60)
             assert time.monotonic() - began < 1.0 + SLACK
-
-
-@pytest.mark.asyncio
-async def test_a_host_without_a_port_has_that_of_etcd() -> None:
-    channel = Channel("etcd-1", None, "test")
-    assert (channel.host, channel.port) == ("etcd-1", 2379)
-    await channel.aclose()
 
 
 # -- what a server refuses ------------------------------------------------------------------------

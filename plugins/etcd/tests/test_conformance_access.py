@@ -15,6 +15,7 @@ from micro_plugin_etcd import EtcdRegistry
 class TestEtcdAccess(AccessSuite):
     backend = EtcdRegistry
     libraries = ("grpc", "google")
+    port = 2379
 
     @pytest.fixture
     def url(self, etcd_url: str) -> str:

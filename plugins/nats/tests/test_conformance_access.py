@@ -16,6 +16,7 @@ from micro_plugin_nats import NatsKVRegistry, NatsRegistry
 class TestNatsAccess(AccessSuite):
     backend: type[Registry] = NatsRegistry
     libraries = ("nats",)
+    port = 4222
 
     @pytest.fixture
     def url(self, nats_url: str) -> str:

@@ -45,6 +45,7 @@ class AccessSuite(TLSCases):
         class TestEtcdAccess(AccessSuite):
             backend = EtcdRegistry
             libraries = ("grpc",)
+            port = 2379
 
             @pytest.fixture
             def url(self, etcd_url: str) -> str:  # a namespace of its own for each test
@@ -68,6 +69,8 @@ class AccessSuite(TLSCases):
 
     #: What the plugin imports first when it connects.
     libraries: ClassVar[Sequence[str]]
+    #: Where the server listens by itself.
+    port: ClassVar[int]
     #: The option that names a file with the secret.
     file_option: ClassVar[str] = "password_file"
 
@@ -118,6 +121,20 @@ class AccessSuite(TLSCases):
     async def test_unknown_option_is_refused_before_it_connects(self) -> None:
         url = f"{self.backend.schemes[0]}://127.0.0.1:1?timout=2s"
         assert "did you mean 'timeout'" in await self.mistake(url)
+
+    @pytest.mark.asyncio
+    @pytest.mark.parametrize("port", ["", "0", "65536", "100000", "²", "-1", "1x", "etcd"])
+    async def test_port_that_cannot_be_is_refused_before_it_connects(self, port: str) -> None:
+        host = f"localhost:{port}"
+        text = await self.mistake(f"{self.backend.schemes[0]}://127.0.0.1:1,{host}")
+        assert text.endswith(f": the port of {host!r} is no number from 1 to 65535")
+
+    @pytest.mark.asyncio
+    async def test_host_without_a_port_has_the_usual_one(self) -> None:
+        url = f"{self.backend.schemes[0]}://127.255.255.254?timeout=1s"
+        with pytest.raises(Unavailable, match=f"127.255.255.254:{self.port}: connection refused"):
+            async with self.connected(url, Plugins()):
+                pass
 
     @pytest.mark.asyncio
     async def test_before_it_is_connected_it_is_closed(self) -> None:

@@ -94,8 +94,8 @@ class Client:
         self.has_token: bool = bool(token)
         self.watches: Watches = Watches()
         scheme, port = ("https", 8501) if tls else ("http", 8500)
-        hosts = url.hosts or ("127.0.0.1",)
-        self._hosts = deque("{}://{}:{}".format(scheme, *split_host(host, port)) for host in hosts)
+        hosts = [split_host(host, port, self.name) for host in url.hosts or ("127.0.0.1",)]
+        self._hosts = deque("{}://{}:{}".format(scheme, *host) for host in hosts)
         self._share = timeout / len(hosts)
         self._tls = tls
         self._beats = Session(self.name, tls, token, kept=_BEATS_KEPT)

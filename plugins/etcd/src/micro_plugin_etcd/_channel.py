@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar, cast
 import grpc
 from google.protobuf.message import Message
 
-from micro.access import split_host
 from micro.errors import (
     Closed,
     FailedPrecondition,
@@ -60,8 +59,8 @@ class StaleToken(Unavailable):
 class Channel:
     """One host of a URL. ``name`` is what the texts of errors begin with, ``where`` says more."""
 
-    def __init__(self, host: str, tls: TLS | None, name: str) -> None:
-        self.host, self.port = split_host(host, 2379)
+    def __init__(self, host: str, port: int, tls: TLS | None, name: str) -> None:
+        self.host, self.port = host, port
         self.where: str = f"{name}: {self.host}:{self.port}"
         self._name = name
         self._closed = False

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from micro.access import split_host
 from micro.errors import (
     ConfigError,
     FailedPrecondition,
@@ -62,9 +63,9 @@ class Client:
     def __init__(self, url: URL, timeout: float, tls: _tls.TLS | None, password: str) -> None:
         #: For the texts of errors: where the setting came from, and what it says.
         self.name: str = f"{url.source}: {url}"
-        hosts = url.hosts or ("127.0.0.1",)
+        hosts = [split_host(host, 2379, self.name) for host in url.hosts or ("127.0.0.1",)]
         self._tls = tls
-        self._hosts = deque(Channel(host, tls, self.name) for host in hosts)
+        self._hosts = deque(Channel(*host, tls, self.name) for host in hosts)
         self._share = timeout / len(hosts)
         self._login = (url.username, password) if url.username else None
         #: What tells who we are; None: it has to be asked for.

@@ -70,7 +70,9 @@ class Client:
         self.timeout: float = options.timeout
         self._tls = tls
         self._login = Login(url.username, password) if password else None
-        self._hosts = deque(Host(_with_port(host)) for host in url.hosts or ("127.0.0.1",))
+        hosts = (host.removeprefix("nats://") for host in url.hosts or ("127.0.0.1",))
+        split = (split_host(host, _PORT, self.name) for host in hosts)
+        self._hosts = deque(Host(f"{host}:{port}") for host, port in split)
         self._link: Link | None = None
         self._linked = asyncio.Event()
         self._was_linked = False
@@ -162,8 +164,7 @@ class Client:
         """To the first host that lets us in; a mistake of ours tells more than one that is down."""
         errors: list[MicroError] = []
         for _ in range(len(self._hosts)):
-            name = f"{self.name}: {self._hosts[0].address}" if len(self._hosts) > 1 else self.name
-            link = Link(name, is_again=self._was_linked)
+            link = Link(f"{self.name}: {self._hosts[0].address}", is_again=self._was_linked)
             try:
                 await link.open(self._hosts[0], self._login, self._tls, within=each)
             except MicroError as exc:
@@ -182,10 +183,6 @@ class Client:
         known = {host.address for host in self._hosts}
         new = [self._hosts[0].of_its_cluster(other) for other in others if other not in known]
         self._hosts.extend(new[: _HOSTS - len(self._hosts)])
-
-
-def _with_port(host: str) -> str:
-    return "{}:{}".format(*split_host(host.removeprefix("nats://"), _PORT))
 
 
 def _asked(options: NatsOptions) -> tuple[object, ...]:
