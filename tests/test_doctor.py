@@ -23,6 +23,7 @@ from micro.cli._output import Exit
 from micro.plugins import Plugins
 from micro.registry import Registry
 from micro.testing.certificates import Authority
+from micro.testing.lifecycle import nobody
 from micro.testing.servers import ConsulServer, EtcdServer, NatsServer, Server
 from micro.url import URL
 
@@ -153,6 +154,26 @@ def test_a_server_that_is_silent_is_told_in_time(place: Place, doctor: Doctor) -
     check, seen, _ = told.failed()
     assert check == "reach"
     assert "no answer in 1 s" in seen
+
+
+def test_a_dead_host_of_several_is_a_warning(place: Place, doctor: Doctor) -> None:
+    address = place.server.address
+    with nobody(silent=False) as dead:
+        told = doctor(place.url.replace(address, f"{address},{dead},{address}"))
+    assert told.status == Exit.OK, told.text
+    assert {name for name, state in told.states().items() if state == "warning"} == {"hosts"}
+    said = told.checks["hosts"]
+    assert said["seen"].startswith("2 of 3 hosts answer; --registry: ")
+    assert f"{dead}: connection refused" in said["seen"]
+    assert said["mend"].endswith("start it, or correct its address in --registry")
+
+
+@pytest.mark.parametrize("place", ["etcd"], indirect=True)
+def test_hosts_that_all_answer_are_told(place: Place, doctor: Doctor) -> None:
+    address = place.server.address
+    local = address.replace("127.0.0.1", "localhost")
+    told = doctor(place.url.replace(address, f"{address},{local}"))
+    assert told.checks["hosts"]["seen"] == "all 2 hosts answer"
 
 
 @pytest.mark.parametrize("place", ["etcd"], indirect=True)

@@ -21,6 +21,7 @@ from micro.errors import (
     Unsupported,
 )
 from micro.follow import View, Watch
+from micro.plugins import Plugins
 from micro.registry import Node, Registry
 
 #: Seconds that connecting may take, and any other question: more than backends do by themselves.
@@ -39,6 +40,7 @@ _LEAST_TTL = 1.0
 _TIMES = 100
 _SECONDS = 1.0
 
+_HOSTS = "services go on with the others; start it, or correct its address in {where}"
 _UNTOLD = (
     "does a proxy between end long requests, or hold them back? does the server lag behind? "
     "Until this is mended, clients call nodes that are gone, and miss new ones"
@@ -55,16 +57,20 @@ class RegistryChecks:
     """Has one client write and another one watch. ``aclose`` takes away what it registered.
 
     ``one`` and ``two`` are runs of a service with the same settings; ``clock`` is how many seconds
-    the check of the clock may take.
+    the check of the clock may take; ``plugins`` make a client of each host.
     """
 
-    def __init__(self, checks: Checks, one: Running, two: Running, *, clock: float) -> None:
+    def __init__(
+        self, checks: Checks, one: Running, two: Running, *, clock: float, plugins: Plugins
+    ) -> None:
         url = one._registry.url
         is_private = url.scheme == "memory" and not url.hosts
         self._checks = checks
         self._one = one
         self._two = one if is_private else two
         self._clock = clock
+        self._plugins = plugins
+        self._url = url
         self._where = url.source
         self._service = f"micro-doctor-{uuid.uuid4().hex[:12]}"
         self._probe = self._new("probe")
@@ -77,6 +83,8 @@ class RegistryChecks:
         """Make all checks; ``multicast`` is one more where a registry stands on that."""
         run = self._checks.run
         await run("reach", self._reach, within=_CONNECT)
+        if len(self._url.hosts) > 1:
+            await run("hosts", self._each, needs=["reach"])
         if multicast is not None:
             await run("multicast", multicast, within=_ASK, needs=["reach"])
         await run("rights", self._rights, within=_ASK, needs=["reach"])
@@ -108,6 +116,31 @@ class RegistryChecks:
                 f"set --register_ttl (MICRO_REGISTER_TTL) to {least:g}s or more",
             )
         return f"connected in {time_text(time.monotonic() - began)}"
+
+    async def _each(self) -> str:
+        """Connect to each host alone: a service would not tell that one is down."""
+        hosts = self._url.hosts
+        told = await asyncio.gather(*map(self._fault, hosts))
+        if faults := [fault for fault in told if fault]:
+            seen = f"{len(hosts) - len(faults)} of {len(hosts)} hosts answer; {'; '.join(faults)}"
+            raise Flaw(seen, _HOSTS.format(where=self._where), state="warning")
+        return f"all {len(hosts)} hosts answer"
+
+    async def _fault(self, host: str) -> str:
+        """Why one host does not do; empty when it does."""
+        kind: type[Registry] = Registry  # type: ignore[type-abstract]
+        alone = self._plugins.create(kind, msgspec.structs.replace(self._url, hosts=(host,)))
+        connections = self._plugins.connections()
+        try:
+            await bounded(alone.connect(connections), _CONNECT)
+        except MicroError as exc:
+            return str(exc)
+        except Exception as exc:  # a backend of others may raise anything
+            return f"{type(exc).__name__}: {exc}"
+        finally:
+            await alone.aclose()
+            await connections.aclose()
+        return ""
 
     async def _rights(self) -> str:
         for _ in range(2):  # the second one is a heartbeat

@@ -125,7 +125,7 @@ class _Doctor:
         url = one._registry.url
 
         async def examine(checks: Checks) -> None:
-            asking = RegistryChecks(checks, one, two, clock=self._clock)
+            asking = RegistryChecks(checks, one, two, clock=self._clock, plugins=self._plugins)
             try:
                 await asking.run(_multicast if url.scheme == "mdns" else None)
             finally:
