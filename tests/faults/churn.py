@@ -290,7 +290,7 @@ class Churn:
         difference may be there for long.
         """
         known: dict[str, float] = {}
-        seen = over
+        seen = time.monotonic()  # not when it was over: who comes back later differs since then
         while found := await self._differences(over):
             self._journal.check()
             known = {text: known.get(text, seen) for text in found}

@@ -11,6 +11,8 @@ from tests.faults.survivors import Survivors
 #: to the last call: after ten, those that are repeated have their ten a second besides.
 MOST = 1.2
 LONGEST = 8.0
+#: Calls a second: more than fifty, of which a fifth are ten.
+RATE = 200
 
 
 @pytest.mark.asyncio
@@ -32,7 +34,7 @@ async def test_calls_that_must_not_be_repeated_add_nothing(survivors: Survivors)
 async def all_fail(survivors: Survivors, seconds: float, *, idempotent: bool) -> float:
     """How many times a call was executed, as the nodes count."""
     async with survivors.running():
-        async with survivors.traffic(endpoint="Fail", idempotent=lambda _: idempotent):
+        async with survivors.traffic(RATE, endpoint="Fail", idempotent=lambda _: idempotent):
             await asyncio.sleep(seconds)
         assert len(survivors.failed()) == len(survivors.fates)
         share = survivors.executions().total() / len(survivors.fates)

@@ -101,15 +101,15 @@ def said(between: Any) -> list[str]:
 
 @pytest.mark.asyncio
 async def test_a_node_whose_time_is_over_is_critical_and_a_heartbeat_heals_it(
-    ask: Ask, consul: ConsulServer, registry: ConsulRegistry, prefix: str
+    ask: Ask, settled: ConsulServer, registry: ConsulRegistry, prefix: str
 ) -> None:
     await registry.register(NODE, ttl=1)
-    created = checks(ask, consul, prefix)[0]["CreateIndex"]
-    await eventually(lambda: checks(ask, consul, prefix)[0]["Status"] == "critical", within=4)
+    created = checks(ask, settled, prefix)[0]["CreateIndex"]
+    await eventually(lambda: checks(ask, settled, prefix)[0]["Status"] == "critical", within=4)
     assert await found(registry) == []
     assert await registry.services() == ()
     await registry.register(NODE, ttl=1)
-    (check,) = checks(ask, consul, prefix)
+    (check,) = checks(ask, settled, prefix)
     assert (check["Status"], check["CreateIndex"]) == ("passing", created)
     assert await registry.services() == ("greeter",)
 

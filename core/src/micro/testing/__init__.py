@@ -11,7 +11,7 @@ pytest.register_assert_rewrite(
     *(f"micro.testing.{name}" for name in ("registry", "transport")),
     *(f"micro.testing._{name}" for name in ("access_tls", "calls", "ends", "faults", "leaks")),
     *(f"micro.testing._{name}" for name in ("limits", "model", "nodes", "secure", "streams")),
-    *(f"micro.testing._{name}" for name in ("unary", "watching")),
+    *(f"micro.testing._{name}" for name in ("survival", "unary", "watching")),
 )
 
 from micro.testing.access import AccessSuite, NewServer  # noqa: E402 - after the lines above

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from micro.call import Body, Call, Handler, Kind, Reply
-from micro.errors import BY_NAME, ResourceExhausted
+from micro.errors import BY_NAME, ResourceExhausted, Unavailable
 from micro.plugins import Plugins
 from micro.port import SocketTransport
 from micro.testing.lifecycle import LifecycleSuite
@@ -65,6 +65,8 @@ class Peer:
     async def _answer(self, what: str, detail: str, call: Call, body: bytes) -> Reply:
         if what == "Fail":
             raise _error(detail)
+        if what == "Lose":
+            raise Unavailable("lost")
         if what == "Shed":
             raise ResourceExhausted("too much to do", sent=False, retry_after=0.5)
         if what == "Break":

@@ -157,7 +157,7 @@ class SurvivalCases(TransportClients):
         async def caller() -> None:
             for _ in range(_MANY // 20):
                 with pytest.raises(Unavailable):
-                    await trio.call("Fail.Unavailable", idempotent=True)
+                    await trio.call("Lose.Call", idempotent=True)
 
         await asyncio.gather(*(caller() for _ in range(20)))
         assert _MANY < trio.executed <= 1.2 * _MANY
