@@ -35,8 +35,9 @@ _SHARED = 0.05
 class Phase:
     """What came of the calls of one job, and how the node was meanwhile.
 
-    ``waited`` is the share of the time for which another process had the node's core; ``slowest``
-    are the seconds that it took to tell its health, ``grown`` the bytes that it needed more.
+    ``waited`` is the share of the time for which another process had the node's core, or another
+    machine the node's or the callers'; ``slowest`` are the seconds that it took to tell its health,
+    ``grown`` the bytes that it needed more.
     """
 
     calls: Calls
@@ -66,7 +67,7 @@ class Phase:
 
     @property
     def shared(self) -> bool:
-        """Whether others had so much of the node's core that it tells little of the node."""
+        """Whether others had so much of the cores that it tells little of the node."""
         return self.waited > _SHARED
 
     def __str__(self) -> str:
@@ -74,7 +75,7 @@ class Phase:
         return (
             f"{self.goodput():.0f}/s, p99 {self.p99() * 1000:.1f} ms, {ended}, "
             f"health in {self.slowest * 1000:.0f} ms, +{self.grown / MIB:.1f} MiB, "
-            f"core shared {self.waited:.0%}"
+            f"cores shared {self.waited:.0%}"
         )
 
 
@@ -144,8 +145,11 @@ class Pressure:
         return True
 
     def _waited(self) -> float:
-        """Seconds for which the node could have run and had no core. Source: sched-stats(7)."""
-        return int(Path(f"/proc/{self._node.pid}/schedstat").read_text().split()[1]) / 1e9
+        """Seconds for which the node could have run and had no core, or another machine had that or
+        the callers'. Source: sched-stats(7), proc_stat(5).
+        """
+        waited = int(Path(f"/proc/{self._node.pid}/schedstat").read_text().split()[1]) / 1e9
+        return waited + sum(map(_stolen, {_SERVER, _CALLERS}))
 
 
 async def _call(job: Job) -> Calls:
@@ -167,6 +171,13 @@ async def _call(job: Job) -> Calls:
             process.kill()
     assert process.returncode == 0
     return Calls(*json.loads(printed))
+
+
+def _stolen(core: int) -> float:
+    """Seconds for which the machine was another's, since it was started."""
+    lines = Path("/proc/stat").read_text().splitlines()
+    (times,) = (line.split() for line in lines if line.startswith(f"cpu{core} "))
+    return int(times[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def _path() -> list[str]:
