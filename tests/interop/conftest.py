@@ -113,6 +113,8 @@ def name() -> str:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show the matrix; with --fleet, write it."""
+    if hasattr(terminalreporter.config, "workerinput"):  # of pytest-xdist, which knows a part
+        return
     from tests.interop.test_fleet import TestFleet
 
     outcomes = list(_outcomes(terminalreporter))

@@ -197,6 +197,8 @@ _COLUMNS = ("passed", "skipped", "failed")
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show which backends went through a conformance suite, and how."""
+    if hasattr(terminalreporter.config, "workerinput"):  # of pytest-xdist, which knows a part
+        return
     if rows := _conformance(terminalreporter.stats):
         terminalreporter.section("conformance")
         for line in _aligned([("backend", *_COLUMNS, "features"), *rows]):
@@ -215,7 +217,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
     """Say below all else which servers were not available."""
     result = yield
-    # There is none in the processes of pytest-xdist.
+    # There is none with -p no:terminal; what it writes in processes of pytest-xdist goes nowhere.
     reporter: pytest.TerminalReporter | None
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
