@@ -361,8 +361,11 @@ async def test_a_node_of_ours_that_somebody_deletes_is_told_again(
     await registry.register(NODE, ttl=60)
     async with watching(other) as watch, asyncio.timeout(2 * (1 + SLACK)):
         await other.deregister(NODE)
-        assert (await anext(watch)).kind == "delete"
-        assert (await anext(watch)).kind == "create"
+        # Who reads late is told both as one.
+        if (first := await anext(watch)).kind == "delete":
+            assert (await anext(watch)).kind == "create"
+        else:
+            assert first.kind == "update"
     assert await other.get("greeter") == (NODE,)
 
 
