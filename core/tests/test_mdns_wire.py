@@ -395,12 +395,31 @@ BROKEN = {
 }
 
 
+TEXT = b'{"Service":"s","Version":"' + b"a" * 65_000 + b'"}'
+DEFLATED = zlib.compress(TEXT)
+
+
+def plain() -> list[object]:
+    """What time is measured by: some 16 ms, to inflate and parse as much as a packet can hold."""
+    return [json.loads(zlib.decompress(DEFLATED)) for _ in range(60)]
+
+
+def quickest(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(5):
+        start = time.thread_time()  # what others do on a busy machine does not count
+        work()
+        times.append(time.thread_time() - start)
+    return min(times)
+
+
 @pytest.mark.parametrize("wire", BROKEN.values(), ids=BROKEN)
 def test_a_broken_packet_is_refused_in_little_time(wire: bytes) -> None:
-    start = time.thread_time()  # what others do on a busy machine does not count
-    with pytest.raises(DecodeError):
-        parse(wire)
-    assert time.thread_time() - start < 2
+    def refused() -> None:
+        with pytest.raises(DecodeError):
+            parse(wire)
+
+    assert quickest(refused) < 6 * quickest(plain)
 
 
 def test_a_bomb_is_not_inflated_beyond_the_limit() -> None:
@@ -414,19 +433,8 @@ def test_a_bomb_is_not_inflated_beyond_the_limit() -> None:
         tracemalloc.stop()
 
 
-def quickest(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(5):
-        start = time.thread_time()
-        work()
-        times.append(time.thread_time() - start)
-    return min(times)
-
-
 def test_the_worst_packet_costs_a_few_times_what_its_texts_take_to_inflate_and_parse() -> None:
-    text = b'{"Service":"s","Version":"' + b"a" * 65_000 + b'"}'
-    deflated = zlib.compress(text)
-    bomb = packed(text)
+    bomb = packed(TEXT)
     owners = [name(f"{i}.s.micro") for i in range(60)]
     wire = packet(
         record(name("h"), 1, b"\xc0\x00\x02\x01"),
@@ -437,11 +445,8 @@ def test_the_worst_packet_costs_a_few_times_what_its_texts_take_to_inflate_and_p
     def nodes() -> list[tuple[Node, int]]:
         return [node_of(instance) for instance in MICRO.instances(parse(wire))]
 
-    def plain() -> list[object]:
-        return [json.loads(zlib.decompress(deflated)) for _ in owners]
-
     assert len(nodes()) == len(owners)
-    assert quickest(nodes) < 8 * quickest(plain)
+    assert quickest(nodes) < 6 * quickest(plain)
 
 
 def test_nothing_but_a_decode_error_escapes_from_damaged_packets() -> None:

@@ -133,6 +133,8 @@ class RegistryChecks:
         connections = self._plugins.connections()
         try:
             await bounded(alone.connect(connections), _CONNECT)
+        except DeadlineExceeded as exc:  # ours, which does not say whose answer
+            return f"{host}: {exc}"
         except MicroError as exc:
             return str(exc)
         except Exception as exc:  # a backend of others may raise anything
