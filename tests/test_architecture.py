@@ -202,3 +202,15 @@ def test_distribution_is_complete(dist: Path) -> None:
     assert (dist / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert all((dist / name).stat().st_size for name in ("README.md", "CHANGELOG.md"))
     assert list(dist.glob("src/*/py.typed"))
+
+
+# -- where suites are found -----------------------------------------------------------------------
+
+_SUITE = re.compile(r"^class Test\w+\((Registry|Access|Transport)Suite\)", re.MULTILINE)
+
+
+def test_every_suite_is_where_the_run_that_writes_the_docs_looks_for_it() -> None:
+    tests = [path for dist in DISTRIBUTIONS for path in dist.glob("tests/test_*.py")]
+    found = [path.name for path in tests if _SUITE.search(path.read_text(encoding="utf-8"))]
+    assert len(found) > 7
+    assert [name for name in found if not name.startswith("test_conformance")] == []

@@ -121,11 +121,11 @@ class Connection:
             async with asyncio.timeout(within):
                 with _dialing.cancellable():
                     await _dialing.dial(self._nats, host, login, tls, within, *told)
-        except Exception as exc:
+        except Exception as exc:  # nats-py lets those of sockets, TLS and JSON through
             error = _dialing.translated(exc, self._nats, self.where, within)
             await self.aclose()
             raise error from None
-        except BaseException:
+        except BaseException:  # cancelled: the socket must not stay
             await self.aclose()
             raise
         self._is_opening = False

@@ -57,7 +57,7 @@ class Exchange:
         try:
             async with self._ready() as link:
                 await link.tell(self._questions, _wire.question(_wire.NOBODY))
-        except BaseException:
+        except BaseException:  # cancelled, too: the task must not stay
             await self.aclose()
             raise
 
