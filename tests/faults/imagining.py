@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
+from core.tests.simulated import simulate
 from tests.faults.churn import Bounds, Churn, Plan
 from tests.faults.faults import Fault
 from tests.faults.imagined import Imagined
 from tests.faults.observers import Journal
-from tests.faults.simulated import simulate
 
 #: Seconds.
 _LONGEST = 15.0
