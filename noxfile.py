@@ -14,6 +14,7 @@ import nox
 ROOT = Path(__file__).parent
 ALL_PYTHONS = "--all-pythons"
 COVERAGE = "--coverage"
+WHOLE = "--whole"
 
 #: Every folder that is a distribution, core first.
 DISTRIBUTIONS = [
@@ -24,8 +25,10 @@ DISTRIBUTIONS = [
 PARALLEL = ["-n", "5", "--dist", "worksteal"]
 #: Some measure this machine, and run when all others are done.
 OTHERS, ALONE = ["-m", "not alone"], ["-m", "alone", "tests/faults"]
-#: Of the suites, a few tests show that they came with the wheel; all of them `tests` has run.
-OUTSIDE = ["-k", "not test_conformance or register_then_get or half_close or use_after_close"]
+#: Outside the tree all tests are collected, so that nothing they import is missing. Those run that
+#: start what is installed, and a few of each suite; `tests` has run them all.
+INSTALLED = "test_cli or test_plugin or test_installed or test_pytest_plugin or test_client"
+OUTSIDE = ["-k", f"{INSTALLED} or register_then_get or half_close or use_after_close"]
 #: The last one has to reach the goals; the first, if it is here, is shown beside it.
 BENCHMARKED = ["3.11", "3.13"]
 PYTHONS = nox.project.python_versions(nox.project.load_toml(ROOT / "core/pyproject.toml"))
@@ -135,14 +138,15 @@ def imports(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build each distribution, or those named, and test what was built outside of this tree."""
+    """Build each distribution, or those named, and test it outside of this tree; --whole: fully."""
     install(session, "build", *go(), distributions=False)
     shutil.rmtree("dist", ignore_errors=True)
     names = {project_name(path): path for path in DISTRIBUTIONS}
-    if not names.keys() >= set(session.posargs):
+    named = [arg for arg in session.posargs if arg != WHOLE]
+    if not names.keys() >= set(named):
         session.error(f"known distributions: {', '.join(names)}")
     core, *_ = names
-    chosen = session.posargs or names
+    chosen = named or names
     for name in dict.fromkeys([core, *chosen]):
         dist = ROOT / "dist" / names[name]
         with tempfile.TemporaryDirectory() as temp:
@@ -152,7 +156,8 @@ def build(session: nox.Session) -> None:
         session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
     session.env.update(servers(session))  # there is no tools/ where these tests run
     for name in chosen:
-        try_out(session, core=ROOT / "dist" / names[core], dist=ROOT / "dist" / names[name])
+        folders = (ROOT / "dist" / names[core], ROOT / "dist" / names[name])
+        try_out(session, *folders, [] if WHOLE in session.posargs else OUTSIDE)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -278,8 +283,8 @@ def pytest(session: nox.Session) -> None:
         session.run("coverage", "report")
 
 
-def try_out(session: nox.Session, *, core: Path, dist: Path) -> None:
-    """Install a wheel alone in a fresh environment, and run the tests of its sdist there.
+def try_out(session: nox.Session, core: Path, dist: Path, selected: list[str]) -> None:
+    """Install a wheel alone in a fresh environment, and run tests of its sdist there.
 
     A plugin gets the core's wheel beside its own; no name of ours may come from the index.
     """
@@ -310,4 +315,4 @@ def try_out(session: nox.Session, *, core: Path, dist: Path) -> None:
         (unpacked,) = Path(temp).glob("*/PKG-INFO")
         config = str(ROOT / "pyproject.toml")
         tests = str(unpacked.parent / "tests")
-        run("pytest", "-c", config, "--rootdir", temp, *PARALLEL, *OUTSIDE, tests)
+        run("pytest", "-c", config, "--rootdir", temp, *PARALLEL, *selected, tests)
