@@ -22,8 +22,8 @@ def _head(results: Results) -> str:
         "Written by `python3 dev.py bench`; README.md says how it measures. Trust the ratios, "
         "which hold within one run, and not the absolute figures.\n\n"
         f"{machine.date}, {machine.cpus} CPUs, {machine.system}; {', '.join(machine.versions)}. "
-        f"Medians of {effort.process_rounds} rounds of import and start, {effort.load_rounds} of "
-        "all else, with minimum and maximum.\n"
+        f"Medians of {effort.fine_rounds} rounds of import, start and registries, "
+        f"{effort.rounds} of all else, with minimum and maximum.\n"
     )
 
 

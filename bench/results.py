@@ -28,11 +28,11 @@ Rounds = Mapping[str, Mapping[str, Sequence[Point]]]
 
 
 class Effort(msgspec.Struct, frozen=True):
-    """How long to measure: rounds of start and import, other rounds, and the seconds of each."""
+    """How long to measure: the rounds of what has to be known finely, and of all else; seconds."""
 
-    process_rounds: int
-    load_rounds: int
-    load_seconds: float
+    fine_rounds: int
+    rounds: int
+    seconds: float
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

@@ -129,7 +129,7 @@ for scheme, raw in REGISTRIES.items():
     PEERS[raw] = Peer(f"raw_{scheme.replace('-', '_')}", (scheme,), server=server)
 
 #: What a registry is asked to do, by the kind of its load.
-_ASKED = {
+ASKED = {
     "beat": ("heartbeats", "16 callers keep a node each."),
     "get": ("reads", "16 callers read the 3 nodes of a service."),
     "follow": (
@@ -268,7 +268,7 @@ LOADS = {
 }
 
 for scheme, raw in REGISTRIES.items():
-    for kind, (title, about) in _ASKED.items():
+    for kind, (title, about) in ASKED.items():
         LOADS[f"{scheme}-{kind}"] = Load(
             title=f"Registry {scheme}: {title}",
             about=about,
@@ -332,6 +332,6 @@ ROWS = (
             load=f"{scheme}-{kind}", measure="calls_per_s", peer=_PLUGIN.format(scheme),
             base=raw, goal=0.9, floor=0.8)
         for scheme, raw in REGISTRIES.items()
-        for kind, (title, _) in _ASKED.items()
+        for kind, (title, _) in ASKED.items()
     ),
 )  # fmt: skip

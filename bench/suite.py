@@ -17,7 +17,7 @@ from bench.programs import Programs, find
 from bench.report import markdown
 from bench.results import Effort, Machine, Results
 from bench.rounds import in_turns
-from bench.rows import LOADS, Load
+from bench.rows import ASKED, LOADS, Load
 
 HERE = Path(__file__).parent
 
@@ -58,12 +58,14 @@ def _rounds(programs: Programs, load: Load, effort: Effort) -> dict[str, list[Po
     print(f"measuring {load.title} ...", file=sys.stderr)
     is_process = load.kind in ("import", "start")
     competitors = {
-        name: Turn(programs=programs, load=load, peer=name, seconds=effort.load_seconds).measure
+        name: Turn(programs=programs, load=load, peer=name, seconds=effort.seconds).measure
         for name in load.peers
         if programs.has(load, name)
     }
+    # Of a registry and its raw client, a tenth has to be told from the moods of the machine.
+    is_fine = is_process or load.kind in ASKED
+    rounds = effort.fine_rounds if is_fine else effort.rounds
     # The first two rounds of processes fill the cache of files.
-    rounds = effort.process_rounds if is_process else effort.load_rounds
     return in_turns(competitors, rounds=rounds, warm_up=2 if is_process else 0)
 
 

@@ -1,4 +1,7 @@
-"""Time that moves on when nothing else is left to do: minutes in no time, the same each time."""
+"""Time that moves on when nothing else is left to do, or when a test says that something took it.
+
+Minutes in no time, and the same each time.
+"""
 
 from __future__ import annotations
 
