@@ -227,6 +227,25 @@ async def test_what_could_not_be_said_before_the_connection_ended_is_not_said_on
         await eventually(lambda: ids(watch) == [OTHER.id], within=5 + SLACK)
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+async def test_who_heard_of_a_node_that_was_not_registered_after_all_is_told_so(
+    nats: NatsServer, nats_url: str, registry: Registry, connected: Connected, how: str
+) -> None:
+    async with connected(f"{nats_url}?timeout=500ms") as writer, watching(registry) as watch:
+        await asyncio.to_thread(nats.pause)  # it takes what is sent, and tells it afterwards
+        registering = asyncio.create_task(writer.register(NODE, ttl=60))
+        if how == "cancelled":
+            await asyncio.wait([registering], timeout=0.1)
+            registering.cancel()
+        with pytest.raises((Unavailable, asyncio.CancelledError)):
+            await registering
+        await asyncio.to_thread(nats.resume)
+        await eventually(lambda: _registers(writer, OTHER), within=5 + SLACK)
+        await eventually(lambda: OTHER.id in ids(watch), within=1 + SLACK)
+        assert ids(watch) == [OTHER.id]
+
+
 async def _registers(registry: Registry, node: Node) -> bool:
     try:
         await registry.register(node, ttl=60)

@@ -91,6 +91,7 @@ class Exchange:
             except BaseException:  # cancelled, too
                 for view in self._views if self._own.take_back(own, before) else ():
                     view.forget(node)
+                self._woken.set()  # others may have heard of it
                 raise
 
     async def unsay(self, node: Node) -> None:
@@ -168,11 +169,13 @@ class Exchange:
                     self._woken.set()
                     for own in self._own:  # others may have missed it, and we their questions
                         await self._publish(_wire.create(own.record, own.ttl, self._id))
-                    for own in self._own.take_unsaid():
-                        await self._publish(_wire.delete(own.node, self._id))
                     while not (link.ended.is_set() or self._error):
-                        self._woken.clear()
-                        await self._woken.wait()
+                        if self._own.owes:
+                            for node in self._own.unsaid():
+                                await link.publish(self._changes, _wire.delete(node, self._id))
+                        else:
+                            self._woken.clear()
+                            await self._woken.wait()
             except MicroError as exc:
                 _log.debug("nats: not listening: %s", exc)
             self._link = None

@@ -36,9 +36,9 @@ class Owned:
         self._unsaid: dict[Key, Own] = {}
 
     def __iter__(self) -> Iterator[Own]:
-        """Those whose time is not over."""
+        """Those whose time is not over; who goes before its turn is none of them."""
         self._held = {key: own for key, own in self._held.items() if own.ttl > 0}
-        return iter(list(self._held.values()))
+        return (own for key, own in list(self._held.items()) if key in self._held)
 
     def get(self, node: Node) -> Own | None:
         """What we say of a node, while its time is not over."""
@@ -78,7 +78,16 @@ class Owned:
         """That it goes was said."""
         self._unsaid.pop(key_of(node), None)
 
-    def take_unsaid(self) -> list[Own]:
-        """Those of whose going nobody was told, and who are known to others still."""
-        unsaid, self._unsaid = self._unsaid, {}
-        return [own for own in unsaid.values() if own.ttl > 0]
+    @property
+    def owes(self) -> bool:
+        """Whether nobody was told yet of the going of one."""
+        return bool(self._unsaid)
+
+    def unsaid(self) -> Iterator[Node]:
+        """Those of whose going nobody was told; each was told of when the next is asked for."""
+        while self._unsaid:
+            key, own = next(iter(self._unsaid.items()))
+            if own.ttl > 0:  # else others do not know it any more
+                yield own.node
+            if self._unsaid.get(key) is own:
+                del self._unsaid[key]

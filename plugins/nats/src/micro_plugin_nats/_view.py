@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 
@@ -28,6 +29,9 @@ _ASK_EVERY = 0.2
 #: and at most, which is Go's own time to live and what counts until two were heard.
 _INTERVALS = 3
 _GO_TTL = (3.0, 90.0)
+#: Who asked hears answers and what is told in two queues: for so long after a node has told of
+#: itself, or that it goes, an answer may be older than that.
+_OLDER = 2.0
 #: Nodes that one reader remembers at most.
 _NODES = 16 * 1024
 
@@ -65,6 +69,8 @@ class View:
         self._service = service
         self._ask = ask
         self._seen: dict[Key, _Seen] = {}
+        #: When somebody told that a node goes, as long as there may be older answers.
+        self._gone: OrderedDict[Key, float] = OrderedDict()
         self._told: dict[Key, Node] = {}
         self._changed: dict[Key, None] = {}
         self._asked: dict[str, float] = {}
@@ -81,6 +87,10 @@ class View:
         """Know of this node; ``told`` by itself, not asked for. False: there is no room for it."""
         key = key_of(node)
         now = time.monotonic()
+        if told or own:
+            self._gone.pop(key, None)
+        elif now - self._gone.get(key, -math.inf) < _OLDER:
+            return True
         seen = self._seen.get(key)
         if seen is None:
             if len(self._seen) >= _NODES and not own:
@@ -91,8 +101,9 @@ class View:
         elif told and seen.told_at > -math.inf:
             least, most = _GO_TTL
             seen.ttl = min(most, max(least, _INTERVALS * (now - seen.told_at)))
+        if told or own or now - seen.told_at >= _OLDER:
+            seen.node = node
         seen.told_at = now if told else seen.told_at
-        seen.node = node
         seen.renew(now, asked=not own)
         self._due = min(self._due, seen.due)
         self._changed[key] = None
@@ -100,7 +111,13 @@ class View:
         return True
 
     def forget(self, node: Node) -> None:
-        self._forget(key_of(node))
+        now, key = time.monotonic(), key_of(node)
+        self._gone.pop(key, None)
+        while self._gone and now - next(iter(self._gone.values())) >= _OLDER:
+            self._gone.popitem(last=False)
+        if len(self._gone) < _NODES:
+            self._gone[key] = now
+        self._forget(key)
 
     def nobody(self) -> None:
         """The server says that nobody listens to questions."""
