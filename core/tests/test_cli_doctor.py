@@ -229,6 +229,18 @@ def test_the_clock_is_watched_for_no_longer_than_asked(faulty: Callable[..., Tol
 
 
 @pytest.mark.parametrize(
+    ("fault", "why"),
+    [("silent", "no answer in 2 s"), ("broken", "ValueError: a bug of the plugin")],
+)
+def test_of_several_hosts_the_one_that_does_not_do_is_named(
+    faulty: Callable[..., Told], fault: str, why: str
+) -> None:
+    said = faulty(f"healthy,{fault}").finding("registry", "hosts")
+    assert said["state"] == "warning"
+    assert said["seen"] == f"1 of 2 hosts answer; {fault}: {why}"
+
+
+@pytest.mark.parametrize(
     ("fault", "check", "seen", "mend"),
     [
         ("silent", "reach", "no answer in 2 s", "is it stopped, or overloaded?"),

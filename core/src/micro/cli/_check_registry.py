@@ -138,7 +138,7 @@ class RegistryChecks:
         except MicroError as exc:
             return str(exc)
         except Exception as exc:  # a backend of others may raise anything
-            return f"{type(exc).__name__}: {exc}"
+            return f"{host}: {type(exc).__name__}: {exc}"
         finally:
             await alone.aclose()
             await connections.aclose()

@@ -69,8 +69,8 @@ class Exchange:
             view.end(self._error)
         try:
             with suppress(MicroError):
-                for own in self._own:
-                    await self._publish(_wire.delete(own.node, self._id))
+                self._own.let_all_go()
+                await self._say_goodbyes()
         finally:
             task, self._task = self._task, None
             if task is not None:
@@ -151,8 +151,6 @@ class Exchange:
             finally:
                 self._views.discard(view)
 
-    # -- what we hear, and say to it
-
     async def _attend(self) -> None:
         """Listen on each connection, as long as it lives."""
         link: Link | None = None
@@ -170,12 +168,10 @@ class Exchange:
                     for own in self._own:  # others may have missed it, and we their questions
                         await self._publish(_wire.create(own.record, own.ttl, self._id))
                     while not (link.ended.is_set() or self._error):
-                        if self._own.owes:
-                            for node in self._own.unsaid():
-                                await link.publish(self._changes, _wire.delete(node, self._id))
-                        else:
+                        if not self._own.owes:
                             self._woken.clear()
                             await self._woken.wait()
+                        await self._say_goodbyes()
             except MicroError as exc:
                 _log.debug("nats: not listening: %s", exc)
             self._link = None
@@ -233,6 +229,10 @@ class Exchange:
         self._woken.set()
         for view in self._views:
             view.end(error)
+
+    async def _say_goodbyes(self) -> None:
+        for node in self._own.unsaid():
+            await self._publish(_wire.delete(node, self._id))
 
     async def _publish(self, change: bytes) -> None:
         if self._link is not None:

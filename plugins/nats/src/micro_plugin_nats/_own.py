@@ -36,9 +36,9 @@ class Owned:
         self._unsaid: dict[Key, Own] = {}
 
     def __iter__(self) -> Iterator[Own]:
-        """Those whose time is not over; who goes before its turn is none of them."""
+        """Those whose time is not over, each as it is at its turn, if it is still there then."""
         self._held = {key: own for key, own in self._held.items() if own.ttl > 0}
-        return (own for key, own in list(self._held.items()) if key in self._held)
+        return (self._held[key] for key in list(self._held) if key in self._held)
 
     def get(self, node: Node) -> Own | None:
         """What we say of a node, while its time is not over."""
@@ -73,6 +73,10 @@ class Owned:
         own = self._held.pop(key_of(node), None)
         if own is not None:
             self._unsaid[key_of(node)] = own
+
+    def let_all_go(self) -> None:
+        for own in self:
+            self.let_go(own.node)
 
     def has_said(self, node: Node) -> None:
         """That it goes was said."""
