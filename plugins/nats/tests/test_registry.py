@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -72,9 +73,9 @@ class Peer:
     async def ask(self, data: bytes, reply: str) -> None:
         await self.client.publish(f"{self._root}.query", data, reply=reply)
 
-    async def told(self) -> list[dict[str, object]]:
+    async def told(self) -> list[dict[str, Any]]:
         """What is told from now on."""
-        told: list[dict[str, object]] = []
+        told: list[dict[str, Any]] = []
 
         async def hear(msg: Msg) -> None:
             told.append(json.loads(msg.data))
@@ -328,6 +329,27 @@ async def test_who_goes_during_a_break_says_goodbye_after_it(
             proxy.heal()
             await eventually(lambda: told, within=1 + SLACK)
             assert told[0]["Action"] == "delete"
+
+
+@pytest.mark.asyncio
+async def test_a_goodbye_that_the_server_never_took_is_said_on_the_next_connection(
+    nats: NatsServer, nats_url: str, connected: Connected, go: Peer
+) -> None:
+    async with FaultProxy(nats.address) as proxy:
+        url = nats_url.replace(nats.address, proxy.address)
+        async with connected(f"{url}?timeout=500ms") as registry:
+            await registry.register(NODE, ttl=60)
+            told = await go.told()
+            proxy.blackhole()
+            with pytest.raises(Unavailable):
+                await registry.deregister(NODE)
+            with pytest.raises(Unavailable):
+                await registry.register(OTHER, ttl=60)  # it would be taken back at once
+            proxy.cut()
+            proxy.heal()
+            await eventually(lambda: len(told) == 2, within=3 + SLACK)
+            gone = {said["Service"]["nodes"][0]["id"] for said in told}
+            assert (gone, {said["Action"] for said in told}) == ({NODE.id, OTHER.id}, {"delete"})
 
 
 @pytest.mark.asyncio

@@ -64,13 +64,12 @@ class Exchange:
     async def aclose(self) -> None:
         """Say goodbye for our nodes, and end all readers."""
         self._error = Closed("nats: the registry was closed")
-        self._woken.set()
-        for view in self._views:
-            view.end(self._error)
+        self._missed(self._error)
         try:
             with suppress(MicroError):
                 self._own.let_all_go()
-                await self._say_goodbyes()
+                for node in self._own.unsaid():
+                    await self._publish(_wire.delete(node, self._id))
         finally:
             task, self._task = self._task, None
             if task is not None:
@@ -171,7 +170,7 @@ class Exchange:
                         if not self._own.owes:
                             self._woken.clear()
                             await self._woken.wait()
-                        await self._say_goodbyes()
+                        await self._say_goodbyes(link)
             except MicroError as exc:
                 _log.debug("nats: not listening: %s", exc)
             self._link = None
@@ -230,9 +229,10 @@ class Exchange:
         for view in self._views:
             view.end(error)
 
-    async def _say_goodbyes(self) -> None:
-        for node in self._own.unsaid():
-            await self._publish(_wire.delete(node, self._id))
+    async def _say_goodbyes(self, link: Link) -> None:
+        for node in self._own.unsaid():  # what the server has not taken is said on the next link
+            with suppress(PermissionDenied):  # nobody has heard of it
+                await link.tell(self._changes, _wire.delete(node, self._id))
 
     async def _publish(self, change: bytes) -> None:
         if self._link is not None:
